@@ -1,0 +1,46 @@
+# make demo: set up, build the image `base`, run a command in its VM.   make test: everything that decides a merge.
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+STEP := scripts/step
+AIRLOCK := $(CURDIR)/$(BIN)/airlock
+
+.PHONY: demo test lint unit integration bench setup packages clean
+.DEFAULT_GOAL := demo
+
+demo: setup
+	@$(STEP) "build the image base" $(AIRLOCK) build base
+	@$(STEP) "run commands in a sandbox" scripts/demo $(AIRLOCK)
+
+test: lint unit integration
+
+lint: setup
+	@$(STEP) "ruff check" $(BIN)/ruff check
+	@$(STEP) "ruff format" $(BIN)/ruff format --check
+	@$(STEP) "mypy" $(BIN)/mypy
+	@$(STEP) "import rules" $(BIN)/lint-imports --no-logo
+
+unit: setup
+	@$(STEP) "unit tests" $(BIN)/pytest tests/unit $(PYTEST_ARGS)
+
+# One after another: machines under TCG take all the processors there are.
+integration: setup
+	@$(STEP) "integration tests" $(BIN)/pytest $(wildcard tests/integration tests/security) $(PYTEST_ARGS)
+
+bench: setup
+	@for bench in bench/bench_*.py; do $(STEP) "$$bench" $(BIN)/python "$$bench" $(BENCH_ARGS) || exit; done
+
+setup: $(READY)
+
+# Looked at every time, because packages come and go without make knowing. Takes a moment when nothing is missing.
+packages:
+	@scripts/system-packages
+
+$(READY): pyproject.toml scripts/venv | packages
+	@$(STEP) "virtual environment in $(VENV)" scripts/venv $(VENV)
+
+# The store of images stays: `airlock store gc` is for that.
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
