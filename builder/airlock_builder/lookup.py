@@ -1,0 +1,86 @@
+"""Where recipes and kernel features are found. Called by recipe and build.
+
+The user's directories come first, then those that ship with airlock.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from airlock_store.errors import ConfigError, Location
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class FoundRecipe(NamedTuple):
+    """A recipe that can be named. `summary` is empty where the file cannot be read."""
+
+    name: str
+    path: Path
+    summary: str
+
+
+def find_recipes() -> list[FoundRecipe]:
+    """All recipes that a name finds, sorted by it."""
+    found: dict[str, Path] = {}
+    for directory in recipe_directories():
+        for path in sorted(directory.glob("*.toml")):
+            found.setdefault(path.stem, path)
+    return [FoundRecipe(name, path, _summary(path)) for name, path in sorted(found.items())]
+
+
+def resolve(ref: str, base: Path, at: Location | None) -> Path:
+    """The file of the recipe `ref`; a relative path starts from `base`. Raises ConfigError, placed `at`."""
+    if "/" in ref or ref.endswith(".toml"):
+        path = (base / Path(ref).expanduser()).absolute()
+        if not path.is_file():
+            raise ConfigError(f"there is no recipe {str(path)!r}", at=at)
+        return path.resolve()
+    for directory in recipe_directories():
+        path = directory / f"{ref}.toml"
+        if path.is_file():
+            return path.resolve()
+    raise ConfigError(f"no recipe is named {ref!r}", hint=_suggestion(ref), at=at)
+
+
+def recipe_directories() -> Iterator[Path]:
+    """The directories that names are looked for in, in that order; not all of them exist."""
+    import platformdirs
+
+    for directory in os.environ.get("AIRLOCK_RECIPES", "").split(":"):
+        if directory:
+            yield Path(directory).expanduser().absolute()
+    yield platformdirs.user_config_path("airlock", appauthor=False) / "recipes"
+    yield shipped("recipes")
+
+
+def shipped(name: str) -> Path:
+    """The directory `name` that comes with airlock: beside the packages in a checkout, in the prefix else."""
+    checkout = Path(__file__).resolve().parents[2]
+    if (checkout / "pyproject.toml").is_file() and (checkout / name).is_dir():
+        return checkout / name
+    return Path(sys.prefix, "share", "airlock", name)
+
+
+def _suggestion(ref: str) -> str:
+    import difflib
+
+    names = [recipe.name for recipe in find_recipes()]
+    close = difflib.get_close_matches(ref, names, n=3) or names
+    start = "Nearest" if close is not names else "Known"
+    return f"{start}: {', '.join(close)}" if close else "Set AIRLOCK_RECIPES to a directory with recipes."
+
+
+def _summary(path: Path) -> str:
+    import tomllib
+
+    try:
+        with path.open("rb") as file:
+            summary = tomllib.load(file)["recipe"]["summary"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return summary if isinstance(summary, str) else ""

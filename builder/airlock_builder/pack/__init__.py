@@ -1,0 +1,1 @@
+"""Packing: tools, disk, initrd, image."""

@@ -1,0 +1,117 @@
+"""Step `disk`: the root filesystem as an ext4 image, made from the tar without mounting and without root.
+
+mke2fs is the toolbox's, whose version reads tars and takes every time from SOURCE_DATE_EPOCH: same tar, same bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from airlock_builder import tools
+from airlock_builder.pack.toolbox import Toolbox
+from airlock_builder.rootfs.mmdebstrap import EPOCH, TAR
+from airlock_store.errors import BuildError
+from airlock_store.sizes import MIB, format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from airlock_builder.step import Work
+
+IMAGE = "rootfs.ext4"
+BLOCK = 4096
+INODE = 256
+
+_UUID = "6169726c-6f63-4b00-8000-000000000001"
+"""Of every image's root filesystem: a machine has only one, and random ones would make other bytes."""
+_RESERVED_INODES = 11
+_DIRECTORY_ENTRY = 64  # bytes, with a name of usual length; what is more is in the slack
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a tree takes: inodes, and blocks of BLOCK bytes for data and directories."""
+
+    inodes: int
+    blocks: int
+
+
+def build(work: Work) -> None:
+    """Make the image. Raises BuildError when the tree does not fit into the size that the recipe gives."""
+    tar = work.inputs["rootfs"] / TAR
+    epoch = (work.inputs["rootfs"] / EPOCH).read_text().strip()
+    work.progress(None, "measuring the tree")
+    with tarfile.open(tar, "r:") as archive:
+        needs = measure(archive)
+    wanted = work.parameters["size"]
+    size = needed_size(needs) if wanted is None else wanted // BLOCK * BLOCK
+    if size < needs.blocks * BLOCK:
+        raise BuildError(
+            f"the root filesystem takes at least {format_size(needs.blocks * BLOCK)}, "
+            f"the image has {format_size(size)}",
+            hint='Give [image] a larger size, or "auto".',
+            at=work.step.payload["size_place"],
+        )
+    image = work.output / IMAGE
+    with image.open("wb") as file:
+        os.truncate(file.fileno(), size)
+    toolbox = Toolbox(work.inputs["toolbox"].path, work.parameters["arch"])
+    work.progress(None, "writing the filesystem")
+    toolbox.run(
+        "usr/sbin/mke2fs",
+        *arguments(needs.inodes + _RESERVED_INODES, tar, image),
+        log=work.log,
+        env=tools.environment(
+            SOURCE_DATE_EPOCH=epoch,
+            MKE2FS_CONFIG=str(toolbox.root / "etc/mke2fs.conf"),
+            E2FSPROGS_LIBMAGIC_SUPPRESS="1",
+        ),
+        cwd=work.scratch,
+    )
+
+
+def arguments(inodes: int, tar: Path, image: Path) -> list[str | Path]:
+    """mke2fs's arguments. Pure."""
+    return [
+        *("-q", "-F", "-t", "ext4"),
+        *("-b", str(BLOCK), "-I", str(INODE), "-N", str(inodes), "-m", "0"),
+        *("-L", "airlock-image", "-U", _UUID),
+        # Nobody ever writes to it: a journal would be dead weight, and so would room to grow into.
+        *("-O", "^has_journal,^resize_inode"),
+        *("-E", f"hash_seed={_UUID},lazy_itable_init=1,nodiscard,root_owner=0:0"),
+        *("-d", tar),
+        image,
+    ]
+
+
+def measure(members: Iterable[tarfile.TarInfo]) -> Needs:
+    """What the members of a tar take in ext4, each file rounded up to whole blocks."""
+    inodes = 1
+    blocks = 1
+    entries: dict[str, int] = {}
+    for member in members:
+        parent = os.path.dirname(member.name.rstrip("/"))
+        entries[parent] = entries.get(parent, 0) + 1
+        if member.islnk():
+            continue
+        inodes += 1
+        if member.isreg():
+            blocks += -(-member.size // BLOCK)
+        elif member.isdir() or (member.issym() and len(member.linkname) >= 60):
+            blocks += 1
+        if any(name.startswith("SCHILY.xattr.") for name in member.pax_headers):
+            blocks += 1
+    blocks += sum(count * _DIRECTORY_ENTRY // BLOCK for count in entries.values())
+    return Needs(inodes, blocks)
+
+
+def needed_size(needs: Needs) -> int:
+    """Bytes of an image that holds the tree with a little slack; a multiple of a MiB."""
+    data = needs.blocks * BLOCK
+    tables = (needs.inodes + _RESERVED_INODES) * INODE
+    size = data + tables + data // 50 + 8 * MIB
+    return -(-size // MIB) * MIB

@@ -1,0 +1,1 @@
+"""Root filesystems: fetching packages and installing them."""

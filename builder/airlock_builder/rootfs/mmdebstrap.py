@@ -1,0 +1,270 @@
+"""Step `rootfs`: a root filesystem as a tar file, installed by mmdebstrap from fetched packages, without network.
+
+A tar keeps owners and capabilities for an ordinary user. The same packages, files and lines give the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shlex
+import signal
+import tarfile
+from collections import deque
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+
+from airlock_builder import tools
+from airlock_builder.plan import DEBIAN_ARCHITECTURES
+from airlock_builder.rootfs.fetch import read_packages
+from airlock_builder.rootfs.room import room_for
+from airlock_store.errors import BuildError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from airlock_builder.recipe import RootfsFile
+    from airlock_builder.step import Work
+
+TAR = "rootfs.tar"
+EPOCH = "epoch"
+"""The file with the date of the newest package: no file of the tree is younger."""
+
+HOST_NAME = "airlock"
+NAME_SERVER = "10.0.0.1"
+"""airlock's virtual DNS, see docs/architecture.md."""
+
+_OWN_DIRECTORIES = ("airlock", "airlock/disk")
+_OWN_FILES = {
+    "/etc/hostname": f"{HOST_NAME}\n",
+    "/etc/hosts": (
+        f"127.0.0.1\tlocalhost\n127.0.1.1\t{HOST_NAME}\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+    ),
+    "/etc/resolv.conf": f"nameserver {NAME_SERVER}\n",
+    "/etc/machine-id": "",
+}
+# What installing leaves behind that differs from host to host or that apt would fetch anew; relative to the new root.
+_LEFTOVERS = (
+    "etc/.pwd.lock",
+    "etc/apt/apt.conf.d/99mmdebstrap",
+    "etc/apt/sources.list",
+    "etc/apt/sources.list.d/0000*",
+    "var/cache/apt/*.bin",
+    "var/cache/apt/archives/*",
+    "var/cache/debconf/*-old",
+    "var/cache/ldconfig/aux-cache",
+    "var/lib/apt/lists/*",
+    "var/lib/dbus/machine-id",
+    "var/lib/dpkg/*-old",
+    "var/lib/systemd/random-seed",
+    "var/log/*.log",
+    "var/log/apt/*",
+    "var/tmp/*",
+)
+_MARK = "airlock-run: "
+_SAID_LINES = 40
+_STAGE = re.compile(r"I: ((?:downloading|extracting|installing|creating) .*?)\.*")
+
+# What a line may do as root: set up files, users and permissions, which is what Docker allows too but for chroot.
+_CAPABILITIES = (
+    "chown", "dac_override", "fowner", "fsetid", "kill", "setfcap", "setgid", "setpcap", "setuid",
+)  # fmt: skip
+# "$1" is the new root, "$2" the lines. They get no network and see no process but their own. Their /tmp and /run are
+# fresh, because mmdebstrap keeps in /tmp the file that holds its apt back from the host's; a line that cleaned it away
+# would have the host's lists removed.
+_ENTER = """\
+mount -t tmpfs -o mode=1777 tmpfs "$1/tmp"
+mount -t tmpfs -o mode=0755 tmpfs "$1/run"
+mount -o remount,bind,ro "$1/proc"
+umount -l "$1/sys"
+exec chroot "$1" /usr/bin/setpriv --bounding-set "$3" /usr/bin/env -i \
+    PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 \
+    SOURCE_DATE_EPOCH="$SOURCE_DATE_EPOCH" /bin/sh -uc "$2" </dev/null
+"""
+
+
+def build(work: Work) -> None:
+    """Make the tree. Raises ToolError; for a line of the recipe that failed, placed where it is written."""
+    repository = work.inputs["packages"].path
+    _, epoch = read_packages(repository)
+    mode = "root" if os.geteuid() == 0 else "unshare"
+    # What mmdebstrap and its hook start by themselves.
+    for program in ("mount", *(("newuidmap", "newgidmap") if mode == "unshare" else ())):
+        tools.find_program(program)
+    overlay = work.scratch / "files.tar"
+    _write_files(overlay, _OWN_FILES, work.step.payload["files"], epoch)
+    run = work.parameters["run"]
+    story = _Story(work, len(run))
+    work.progress(None, "installing packages")
+    with _Server(repository) as port, room_for(work) as (room, handle):
+        hook = room / "hook"
+        hook.write_text(hook_script(run))
+        hook.chmod(0o755)
+        argv = [
+            *(_alone() if mode == "root" else ()),
+            tools.find_program("mmdebstrap"),
+            *arguments(
+                mode=mode,
+                suite=work.parameters["suite"],
+                arch=DEBIAN_ARCHITECTURES[work.parameters["arch"]],
+                packages=work.parameters["packages"],
+                files=overlay,
+                hook=hook,
+                target=work.output / TAR,
+                port=port,
+            ),
+        ]
+        try:
+            tools.run(
+                argv,
+                log=story.line,
+                env=tools.environment(SOURCE_DATE_EPOCH=str(epoch), TMPDIR=str(room)),
+                cwd=work.scratch,
+                name="mmdebstrap",
+                handles=[handle],
+                death=signal.SIGKILL if mode == "root" else signal.SIGTERM,
+            )
+        except tools.ToolError as error:
+            if story.failed is None:
+                raise
+            said = "".join(f"\n  {line}" for line in story.said)
+            raise BuildError(
+                f"this line failed: {run[story.failed]}{said}",
+                hint="Lines run in the new root, as root, without network.",
+                at=work.step.payload["run_places"][story.failed],
+            ) from error
+    (work.output / EPOCH).write_text(f"{epoch}\n")
+
+
+def arguments(
+    *,
+    mode: str,
+    suite: str,
+    arch: str,
+    packages: Sequence[str],
+    files: Path,
+    hook: Path,
+    target: Path,
+    port: int,
+) -> list[str | Path]:
+    """mmdebstrap's arguments. Pure."""
+    source = f"deb [trusted=yes] http://127.0.0.1:{port}/ {suite} main"
+    include = [f"--include={','.join(packages)}"] if packages else []
+    return [
+        f"--mode={mode}",
+        "--variant=apt",
+        "--format=tar",
+        f"--architectures={arch}",
+        *include,
+        # Done by the hook, within the new root.
+        "--skip=cleanup/apt,cleanup/reproducible",
+        '--aptopt=Acquire::http::Proxy "DIRECT"',
+        '--aptopt=Acquire::Languages "none"',
+        # The fetched packages are the choice; the index has no more of them.
+        '--aptopt=APT::Install-Recommends "false"',
+        f"--customize-hook=tar-in {shlex.quote(str(files))} /",
+        f"--customize-hook={hook}",
+        suite,
+        target,
+        source,
+    ]
+
+
+def _alone() -> list[str | Path]:
+    """Namespaces that end with mmdebstrap: as root it would mount the host's /proc, /sys and /dev where all see it.
+
+    A builder that is killed takes this with it, the kernel kills what is inside and undoes the mounts.
+    """
+    return [tools.find_program("unshare"), "--mount", "--mount-proc", "--pid", "--fork", "--kill-child"]
+
+
+def hook_script(run: Sequence[str], leftovers: Sequence[str] = _LEFTOVERS) -> str:
+    """The program that mmdebstrap runs when all is installed, outside of the new root, which is its "$1". Pure."""
+    capabilities = ",".join(["-all", *(f"+{name}" for name in _CAPABILITIES)])
+    inner = shlex.join(["sh", "-euc", _ENTER, "sh"])
+    outer = "unshare --mount --net --pid --fork --kill-child"
+    return f"""#!/bin/sh\nexec {outer} {inner} "$1" {shlex.quote(script(run, leftovers))} {capabilities} 2>&1\n"""
+
+
+def script(run: Sequence[str], leftovers: Sequence[str]) -> str:
+    """What the new root's shell does: each line in a shell of its own, between marks, then the cleanup. Pure."""
+    lines = ["cd /"]
+    for number, line in enumerate(run):
+        lines.append(f"echo {_MARK}{number}")
+        lines.append(f"/bin/sh -euc {shlex.quote(line)} || {{ echo {_MARK}failed; exit 1; }}")
+    lines.append(f"echo {_MARK}done")
+    # In there, because out here a link that a line has put in the way would lead into the host.
+    lines += [f"rm -rf -- {leftover}" for leftover in leftovers]
+    return "\n".join(lines)
+
+
+class _Story:
+    """Follows what mmdebstrap writes: which line of the recipe is run, what it says, and whether it failed."""
+
+    def __init__(self, work: Work, count: int) -> None:
+        self.failed: int | None = None
+        self.said: deque[str] = deque(maxlen=_SAID_LINES)
+        self._work = work
+        self._count = count
+        self._running: int | None = None
+
+    def line(self, line: str) -> None:
+        if line.startswith(_MARK):
+            self._mark(line.removeprefix(_MARK))
+        elif self._running is not None:
+            self.said.append(line)
+        elif stage := _STAGE.fullmatch(line):
+            self._work.progress(None, stage[1])
+        self._work.log(line)
+
+    def _mark(self, mark: str) -> None:
+        # A line can write what looks like a mark; it then spoils its own error message and nothing else.
+        if mark == "failed":
+            self.failed = self._running
+        self._running = int(mark) if mark.isascii() and mark.isdigit() and int(mark) < self._count else None
+        if self._running is not None:
+            self.said.clear()
+
+
+def _write_files(path: Path, own: dict[str, str], files: Iterable[RootfsFile], epoch: int) -> None:
+    contents = {target: (content.encode(), 0o644) for target, content in own.items()}
+    contents |= {file.target: (file.content, file.mode) for file in files}
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+        for directory in _OWN_DIRECTORIES:
+            member = tarfile.TarInfo(directory)
+            member.type, member.mode, member.mtime = tarfile.DIRTYPE, 0o755, epoch
+            archive.addfile(member)
+        for target, (content, mode) in sorted(contents.items()):
+            member = tarfile.TarInfo(target.lstrip("/"))
+            member.size, member.mode, member.mtime = len(content), mode, epoch
+            member.uname = member.gname = "root"
+            archive.addfile(member, io.BytesIO(content))
+
+
+class _Server:
+    """Serves a directory on 127.0.0.1 while the block runs: the mapped root of an ordinary user may not read it."""
+
+    def __init__(self, directory: Path) -> None:
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, directory=str(directory)))
+        self._server.daemon_threads = True
+        self._thread = Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+
+    def __enter__(self) -> int:
+        self._thread.start()
+        return self._server.server_port
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Handler(SimpleHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """apt tells what it could not get."""

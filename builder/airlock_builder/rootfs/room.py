@@ -1,0 +1,76 @@
+"""A directory outside of the store in which mmdebstrap builds a tree: its mapped root must be able to reach it.
+
+One killed builder's mess is the next one's to clear, once the last process that it started is gone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from airlock_builder import tools
+from airlock_builder.step import digest_of
+from airlock_store.errors import BuildError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from airlock_builder.step import Work
+
+
+@contextmanager
+def room_for(work: Work) -> Iterator[tuple[Path, int]]:
+    """An empty directory, the same for the same step and store, and a handle to pass on to what works in it.
+
+    It is below $TMPDIR, by default /var/tmp: trees are too large for a /tmp in memory. Raises BuildError.
+    """
+    parent = Path(tools.environment()["TMPDIR"])
+    name = digest_of([os.fspath(work.store.root.absolute()), work.step.key])[:16]
+    room = parent / f"airlock-{os.geteuid()}-{name}"
+    handle = _enter(room, work)
+    try:
+        yield room, handle
+    finally:
+        _clear(room, work)
+        os.close(handle)
+
+
+def _enter(room: Path, work: Work) -> int:
+    """Make or take over the directory. Its lock is held by all who inherited the handle."""
+    while True:
+        try:
+            room.mkdir(exist_ok=True)
+            handle = os.open(room, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError as error:
+            raise BuildError(
+                f"cannot work in {room}: {error.strerror}",
+                hint="Set TMPDIR to a directory that you may write.",
+            ) from error
+        if os.fstat(handle).st_uid != os.geteuid():
+            os.close(handle)
+            raise BuildError(f"{room} belongs to somebody else", hint="Set TMPDIR to another directory.")
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if not os.fstat(handle).st_nlink:
+            os.close(handle)
+            continue
+        if any(room.iterdir()):
+            _clear(room, work)
+            os.close(handle)
+            continue
+        os.fchmod(handle, stat.S_IRWXU | stat.S_IXGRP | stat.S_IXOTH)
+        os.set_inheritable(handle, True)
+        return handle
+
+
+def _clear(room: Path, work: Work) -> None:
+    """Remove the directory with what the mapped users of an ordinary user own in it."""
+    as_all = (
+        ()
+        if os.geteuid() == 0
+        else (tools.find_program("unshare"), "--user", "--map-root-user", "--map-auto")
+    )
+    tools.run([*as_all, tools.find_program("rm"), "-rf", "--one-file-system", room], log=work.log)

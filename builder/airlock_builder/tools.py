@@ -1,0 +1,229 @@
+"""Running other people's programs: streamed output, an end that they cannot miss, errors that say what they said last.
+
+Called by the steps. A child gets its own session, dies with us, and is ended when the build is interrupted.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import signal
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airlock_store.errors import BuildError, MissingToolError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+PACKAGES = {
+    "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu",
+    "apt-cache": "apt",
+    "apt-config": "apt",
+    "apt-get": "apt",
+    "bc": "bc",
+    "bison": "bison",
+    "chroot": "coreutils",
+    "dpkg-deb": "dpkg",
+    "flex": "flex",
+    "gcc": "gcc",
+    "make": "make",
+    "mmdebstrap": "mmdebstrap",
+    "mount": "mount",
+    "rm": "coreutils",
+    "newgidmap": "uidmap",
+    "newuidmap": "uidmap",
+    "strip": "binutils",
+    "tar": "tar",
+    "unshare": "util-linux",
+    "x86_64-linux-gnu-gcc": "gcc-x86-64-linux-gnu",
+    "xz": "xz-utils",
+}
+"""The Debian package of every program that a step runs from the host."""
+
+SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+_TAIL_LINES = 20
+_GRACE_SECONDS = 20.0
+_PR_SET_PDEATHSIG = 1
+_PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy")
+
+
+class ToolError(BuildError):
+    """A program failed. `tail` has the last lines that it wrote."""
+
+    def __init__(self, message: str, tail: Sequence[str] = (), *, hint: str | None = None) -> None:
+        super().__init__("\n".join([message, *(f"  {line}" for line in tail)]), hint=hint)
+        self.tail = tuple(tail)
+
+
+def find_program(name: str) -> Path:
+    """Where the program `name` is. Raises MissingToolError with the package to install."""
+    found = shutil.which(name, path=f"{os.environ.get('PATH', '')}:{SEARCH_PATH}")
+    if found is None:
+        package = PACKAGES[name]
+        raise MissingToolError(f"{name} is not installed", hint=f"Install the package {package!r}.")
+    return Path(found)
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """What a tool may know about its surroundings: little, and in English. Proxies are passed on."""
+    kept = {name: value for name, value in os.environ.items() if name.lower() in _PROXIES}
+    return {
+        "PATH": SEARCH_PATH,
+        "HOME": "/nonexistent",
+        "LC_ALL": "C.UTF-8",
+        "TMPDIR": os.environ.get("TMPDIR", "/var/tmp"),
+        **kept,
+        **extra,
+    }
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    log: Callable[[str], None],
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    name: str | None = None,
+    handles: Sequence[int] = (),
+    death: signal.Signals = signal.SIGTERM,
+) -> None:
+    """Run a program to its end; each line of its output goes to `log`. Raises ToolError when it fails.
+
+    `name` is what errors call it, by default the program's own. `handles` are open files for it to inherit.
+    `death` is the signal that it gets when this process is killed.
+    """
+    import sh
+
+    program, *arguments = [os.fspath(word) for word in argv]
+    tail: deque[str] = deque(maxlen=_TAIL_LINES)
+
+    def line(text: str) -> None:
+        text = text.rstrip("\r\n")
+        tail.append(text)
+        log(text)
+
+    try:
+        _finish(
+            program,
+            arguments,
+            env=env,
+            cwd=cwd,
+            death=death,
+            _out=line,
+            _err=line,
+            _out_bufsize=1,
+            _err_bufsize=1,
+            _no_out=True,
+            _no_err=True,
+            _pass_fds=list(handles),
+        )
+    except sh.ErrorReturnCode as error:
+        raise ToolError(f"{name or Path(program).name} failed ({_end(error.exit_code)})", tail) from None
+
+
+def capture(
+    argv: Sequence[str | Path], *, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> str:
+    """What a program writes to its standard output. Raises ToolError when it fails."""
+    import sh
+
+    program, *arguments = [os.fspath(word) for word in argv]
+    # Of what it keeps itself, sh drops the beginning after some megabytes.
+    output = io.BytesIO()
+    try:
+        _finish(program, arguments, env=env, cwd=cwd, _out=output)
+    except sh.ErrorReturnCode as error:
+        tail = error.stderr.decode(errors="replace").splitlines()[-_TAIL_LINES:]
+        raise ToolError(f"{Path(program).name} failed ({_end(error.exit_code)})", tail) from None
+    return output.getvalue().decode(errors="replace")
+
+
+def _finish(program: str, arguments: Sequence[str], **options: Any) -> None:
+    """Run to the end; an interruption at any moment ends the program with its children. Raises sh.ErrorReturnCode."""
+    import sh
+
+    # Between the fork and the `try`, an interruption would leave the program running, and sh's threads with it.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        command = _start(program, arguments, **options)
+    except BaseException:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        raise
+    try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        command.wait()
+    except sh.ErrorReturnCode:
+        raise
+    except BaseException:
+        _end_group(command)
+        raise
+
+
+def _start(
+    program: str,
+    arguments: Sequence[str],
+    *,
+    env: Mapping[str, str] | None,
+    cwd: Path | None,
+    death: signal.Signals = signal.SIGTERM,
+    **options: Any,
+) -> Any:
+    import sh
+
+    if cwd is not None:
+        options["_cwd"] = os.fspath(cwd)
+    return sh.Command(program)(
+        *arguments,
+        _env=dict(environment() if env is None else env),
+        _bg=True,
+        _bg_exc=False,
+        _tty_out=False,
+        _new_session=True,
+        _decode_errors="replace",
+        _preexec_fn=_die_with_parent(death),
+        **options,
+    )
+
+
+def _die_with_parent(death: signal.Signals) -> Callable[[], None]:
+    """What the child does before it becomes the program. The library is loaded before the fork."""
+    import ctypes
+
+    prctl = ctypes.CDLL(None).prctl
+    parent = os.getpid()
+
+    def arrange() -> None:
+        prctl(_PR_SET_PDEATHSIG, death, 0, 0, 0)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return arrange
+
+
+def _end_group(command: Any) -> None:
+    """End a program and all that it started: first politely, because some have mounts to undo."""
+    import sh
+
+    for number, patience in ((signal.SIGTERM, _GRACE_SECONDS), (signal.SIGKILL, _GRACE_SECONDS)):
+        try:
+            command.signal_group(number)
+        except ProcessLookupError:
+            return
+        try:
+            command.wait(timeout=patience)
+        except sh.TimeoutException:
+            continue
+        except sh.ErrorReturnCode:
+            pass
+        return
+
+
+def _end(exit_code: int) -> str:
+    if exit_code < 0:
+        return f"killed by {signal.Signals(-exit_code).name}"
+    return f"exit code {exit_code}"
