@@ -1,0 +1,18 @@
+"""A project's airlock.toml as values: `load_config` reads and checks it, the session and `airlock start` use it."""
+
+from __future__ import annotations
+
+from airlock_runner.config.files import fingerprint
+from airlock_runner.config.load import CONFIG_NAME, find_config, load_config, place_of
+from airlock_runner.config.model import DiskConfig, ProjectConfig, VmConfig
+
+__all__ = [
+    "CONFIG_NAME",
+    "DiskConfig",
+    "ProjectConfig",
+    "VmConfig",
+    "find_config",
+    "fingerprint",
+    "load_config",
+    "place_of",
+]

@@ -1,0 +1,132 @@
+"""The layers of a project's config, found, read, checked and merged. Called by load.py and `airlock config`.
+
+Later wins: presets, then the user's file, the project's, the developer's own for this project.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import TYPE_CHECKING, Any
+
+from airlock_runner.config.files import (
+    Slot,
+    home_directory,
+    local_slot,
+    preset_slot,
+    project_slot,
+    read_config,
+    user_slot,
+)
+from airlock_runner.config.model import ProjectConfig
+from airlock_store.document import Document, merge
+from airlock_store.errors import ConfigError
+from airlock_store.schema import check
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+MAX_PRESETS = 32
+ENTRIES: tuple[tuple[str, ...], ...] = (("mounts",), ("mask",), ("disk", "cache"), ("daemons",))
+"""The tables whose keys are names that people give."""
+_PRESET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """What the files say together: `document` is all of them merged, `slots` are the files, the strongest last."""
+
+    document: Document
+    slots: tuple[Slot, ...]
+
+
+def read_layers(root: Path) -> Layers:
+    """The layers of the project at `root`, each checked by itself.
+
+    Raises one ConfigError with every problem of every file; what only the whole can show is left to `decode`.
+    """
+    problems: list[ConfigError] = []
+    home = home_directory()
+    slots = [slot for slot in (user_slot(home), project_slot(root), local_slot(root)) if slot]
+    documents = _read(slots, problems)
+    preset_slots = _preset_slots(documents, home, problems)
+    presets = _read(preset_slots, problems)
+    for document in presets:
+        if "presets" in document.data:
+            problems.append(ConfigError("a preset has no presets of its own", at=document.at(("presets",))))
+    layers = [*presets, *documents]
+    for document in layers:
+        problems += check(document, ProjectConfig)
+    if problems:
+        raise ConfigError.of(problems)
+    return Layers(reduce(_lay, layers, Document({}, root)), (*preset_slots, *slots))
+
+
+def without_disabled(document: Document) -> Document:
+    """`document` without the named entries that are switched off: what they lack is no error."""
+    data = dict(document.data)
+    for *outer, name in ENTRIES:
+        table = data
+        for key in outer:
+            table[key] = table = dict(table.get(key) or {})
+        if table.get(name):
+            off = {key for key, each in table[name].items() if _is_off(each)}
+            table[name] = {
+                key: _without_names(each, off) for key, each in table[name].items() if key not in off
+            }
+    return replace(document, data=data)
+
+
+def _without_names(entry: Any, off: set[str]) -> Any:
+    """A daemon without the word that it comes after one that is not there."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("after"), list):
+        return entry
+    return {**entry, "after": [name for name in entry["after"] if name not in off]}
+
+
+def _lay(base: Document, over: Document) -> Document:
+    """`over` on `base`. A command is one value although it is written as an array: it replaces a weaker one."""
+    daemons, over_daemons = base.data.get("daemons"), over.data.get("daemons")
+    if daemons and over_daemons:
+        kept = {name: dict(each) for name, each in daemons.items()}
+        for name, each in over_daemons.items():
+            if name in kept and each.get("command") is not None:
+                kept[name].pop("command", None)
+        base = replace(base, data={**base.data, "daemons": kept})
+    return merge(base, over)
+
+
+def _is_off(entry: object) -> bool:
+    return isinstance(entry, dict) and entry.get("enabled") is False
+
+
+def _read(slots: Iterable[Slot], problems: list[ConfigError]) -> list[Document]:
+    documents = []
+    for slot in slots:
+        try:
+            documents.append(read_config(slot.path))
+        except ConfigError as error:
+            problems.append(error)
+    return documents
+
+
+def _preset_slots(
+    documents: Sequence[Document], home: Path | None, problems: list[ConfigError]
+) -> list[Slot]:
+    """The files of the presets that the documents name, each once, in the order in which they are named."""
+    found: dict[str, Slot] = {}
+    for document in documents:
+        names = document.data.get("presets")
+        for index, name in enumerate(names if isinstance(names, list) else ()):
+            if not isinstance(name, str) or name in found:
+                continue  # what is no string has its message from `check`
+            slot = preset_slot(home, name) if _PRESET.fullmatch(name) else None
+            if slot is None or len(found) == MAX_PRESETS:
+                reason = f"more than {MAX_PRESETS} presets" if slot else f"there is no preset {name!r}"
+                hint = None if slot else "presets are files such as ~/.airlock/presets/NAME.toml"
+                problems.append(ConfigError(reason, hint=hint, at=document.at(("presets", index))))
+                continue
+            found[name] = slot
+    return list(found.values())

@@ -1,0 +1,390 @@
+"""The schema of the config, version 1: one dataclass per table, with the checks that a type cannot express.
+
+What is None here is left to the image's own defaults; `airlock_runner.session` puts the two together.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import MISSING, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from airlock_runner.config.variables import check_references
+from airlock_store.sizes import GIB, MIB, SIZE_PATTERN, TIB, format_size, parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MIN_MEMORY = 256 * MIB
+MIN_DISK, MAX_DISK = 64 * MIB, 16 * TIB
+MAX_CPUS = 255
+SIZE_SCHEMA = {"type": "string", "title": "size", "pattern": SIZE_PATTERN, "examples": ["512 MB", "1.5 GB"]}
+USER_PATTERN = "[A-Za-z_][A-Za-z0-9_.-]{0,31}|[0-9]{1,9}"
+NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
+RESERVED = ("proc", "sys", "dev", "airlock")
+PATH_SCHEMA = {"type": "string", "title": "path", "minLength": 1}
+PATHS_SCHEMA = {"type": "array", "items": PATH_SCHEMA, "minItems": 1}
+SIGNALS = ("TERM", "INT", "HUP", "QUIT", "USR1", "USR2", "KILL")
+MAX_SECONDS, MAX_COUNT, MAX_TEXT = 86400, 1_000_000, 4096
+SIGNAL_SCHEMA = {"type": "string", "title": "signal", "enum": [*SIGNALS, *(f"SIG{name}" for name in SIGNALS)]}
+SECONDS_SCHEMA = {"type": "number", "minimum": 0, "maximum": MAX_SECONDS}
+TEXT_SCHEMA = {"type": "string", "minLength": 1, "maxLength": MAX_TEXT}
+ARGV_SCHEMA = {"type": "array", "items": {"type": "string"}, "minItems": 1}
+ENV_SCHEMA = {
+    "type": "object",
+    "additionalProperties": {"type": "string", "description": "its value; `${VAR}` is replaced"},
+}
+MAX_ENV = 128 << 10  # bytes of a name and its value: Linux takes no longer string in execve(2)
+
+
+def parse_memory(value: object) -> int:
+    """Bytes of memory for a VM: at least 256 MB and no more than this host has. Raises ValueError."""
+    size = parse_size(value)
+    if size < MIN_MEMORY:
+        raise ValueError(f"{format_size(size)} is too little for a VM, it needs {format_size(MIN_MEMORY)}")
+    if size > (host := host_memory()):
+        raise ValueError(f"{format_size(size)} is more than this host has ({format_size(host)})")
+    return size
+
+
+def parse_disk_size(value: object) -> int:
+    """Bytes of a project disk: 64 MB to 16 TB, which is what ext4 can hold. Raises ValueError."""
+    size = parse_size(value)
+    if not MIN_DISK <= size <= MAX_DISK:
+        raise ValueError(f"a disk has {format_size(MIN_DISK)} to {format_size(MAX_DISK)}")
+    return size
+
+
+def parse_cpus(value: object) -> int:
+    """A number of virtual CPUs, 1 to 255; more than the host has is allowed. Raises ValueError."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError("expected an integer")
+    if not 1 <= value <= MAX_CPUS:
+        raise ValueError(f"a VM has 1 to {MAX_CPUS} CPUs, found {value}")
+    return value
+
+
+def parse_image(value: object) -> str:
+    """The name of a recipe, the path of a recipe file, or a store path. Raises ValueError."""
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError("expected the name of a recipe, the path of a recipe file, or a store path")
+    return value
+
+
+def parse_user(value: object) -> str:
+    """The name of a user in the sandbox, or a number of one as a string. Raises ValueError."""
+    if not isinstance(value, str) or not re.fullmatch(USER_PATTERN, value):
+        raise ValueError('expected the name of a user or a number in quotes, such as "1000"')
+    return value
+
+
+def check_env(name: str, value: str) -> None:
+    """Raise ValueError unless `name` and `value` make an environment variable that execve(2) can pass on."""
+    if not name or "=" in name or "\0" in name:
+        raise ValueError(f"{name!r} cannot be the name of an environment variable")
+    if "\0" in value:
+        raise ValueError(f"the value of {name!r} has a NUL character")
+    if len(f"{name}={value}".encode(errors="surrogateescape")) >= MAX_ENV:
+        raise ValueError(f"the value of {name[:40]!r} is too long for an environment variable")
+
+
+def _check_variable(name: str, value: str) -> None:
+    check_env(name, value)
+    check_references(value)
+
+
+def check_name(name: str, _entry: object) -> None:
+    """Raise ValueError unless `name` can be that of a mount, a mask, a cache and the like."""
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise ValueError(f"{name!r} is not a name: letters, digits, '-' and '_', at most 64")
+
+
+def parse_path(value: object) -> str:
+    """A path on the host, as it is written. Raises ValueError."""
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError("expected a path")
+    if value.startswith("~") and value != "~" and not value.startswith("~/"):
+        raise ValueError(f"{value!r}: only one's own home is known, '~/'")
+    return value
+
+
+def parse_target(value: object) -> str:
+    """A directory of the sandbox, absolute or below `~`, normal. Raises ValueError."""
+    path = parse_path(value)
+    if not path.startswith(("/", "~")):
+        raise ValueError(f"{path!r} is neither absolute nor below '~'")
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if ".." in parts:
+        raise ValueError(f"{path!r} has '..' in it")
+    if path.startswith("/") and (not parts or parts[0] in RESERVED):
+        raise ValueError(f"nothing can be mounted at {path!r}")
+    return "/".join(parts) if path.startswith("~") else f"/{'/'.join(parts)}"
+
+
+def parse_inner_paths(value: object) -> tuple[str, ...]:
+    """Paths relative to the project, that stay in it, normal. Raises ValueError."""
+    return tuple(_inner(path) for path in _paths(value))
+
+
+def parse_sandbox_paths(value: object) -> tuple[str, ...]:
+    """Paths relative to the project, or directories of the sandbox as for `parse_target`. Raises ValueError."""
+    return tuple(
+        parse_target(path) if path.startswith(("/", "~")) else _inner(path) for path in _paths(value)
+    )
+
+
+def parse_guest_path(value: object) -> str:
+    """An absolute path in the sandbox. Raises ValueError."""
+    path = parse_path(value)
+    if not path.startswith("/"):
+        raise ValueError(f"{path!r} is not absolute")
+    return path
+
+
+def parse_argv(value: object) -> tuple[str, ...]:
+    """A program and its arguments. Raises ValueError."""
+    if not isinstance(value, list) or not value or not value[0]:
+        raise ValueError("expected an array with a program and its arguments")
+    return tuple(_word(word) for word in value)
+
+
+def parse_text(value: object) -> str:
+    """A text of 1 to 4096 characters. Raises ValueError."""
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_TEXT:
+        raise ValueError(f"expected a text of 1 to {MAX_TEXT} characters")
+    return value
+
+
+def parse_signal(value: object) -> str:
+    """The name of a signal, with SIG before it. Raises ValueError."""
+    name = value.removeprefix("SIG") if isinstance(value, str) else ""
+    if name not in SIGNALS:
+        raise ValueError(f"expected one of {', '.join(SIGNALS)}")
+    return f"SIG{name}"
+
+
+def parse_seconds(value: object) -> float:
+    """Seconds, a day at most. Raises ValueError."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= MAX_SECONDS:
+        raise ValueError(f"expected a number of seconds from 0 to {MAX_SECONDS}")
+    return float(value)
+
+
+def parse_count(value: object) -> int:
+    """How many times. Raises ValueError."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_COUNT:
+        raise ValueError(f"expected an integer from 0 to {MAX_COUNT}")
+    return value
+
+
+def parse_port(value: object) -> int:
+    """The number of a TCP port. Raises ValueError."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 65535:
+        raise ValueError("expected the number of a port, 1 to 65535")
+    return value
+
+
+def _word(value: object) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError("expected strings without NUL characters")
+    return value
+
+
+def _paths(value: object) -> list[str]:
+    if not isinstance(value, list) or not value:
+        raise ValueError("expected an array of paths")
+    return [parse_path(path) for path in value]
+
+
+def _inner(path: str) -> str:
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if path.startswith(("/", "~")) or ".." in parts or not parts:
+        raise ValueError(f"{path!r} is not a path below the project, relative to it")
+    return "/".join(parts)
+
+
+def host_memory() -> int:
+    """Bytes of physical memory of this host."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def setting(doc: str, *, unset: str, default: Any = None, **metadata: Any) -> Any:
+    """A key of the config: `doc` says in a few words what it is, `unset` what holds where it is left out.
+
+    `metadata` is for `airlock_store.schema` (`parse`, `each`), and for what `parse` reads `schema`: JSON Schema.
+    """
+    return field(default=default, metadata={"doc": doc, "unset": unset, **metadata})
+
+
+def _enabled() -> Any:
+    return setting("false switches the entry off, also one of a weaker layer", default=True, unset="true")
+
+
+@dataclass(frozen=True, slots=True)
+class VmConfig:
+    """What the machine is made of."""
+
+    image: str | None = setting(
+        "name of a recipe, path of a recipe (relative to the project), or store path",
+        unset="base", parse=parse_image, schema={"type": "string", "minLength": 1},
+    )  # fmt: skip
+    cpus: int | None = setting(
+        "virtual CPUs; more than the host has is allowed",
+        unset="the image's, or as many as the host has",
+        parse=parse_cpus, schema={"type": "integer", "minimum": 1, "maximum": MAX_CPUS},
+    )  # fmt: skip
+    memory: int | None = setting(
+        "memory, at least 256 MB and at most what the host has",
+        unset="the image's, or a quarter of the host's, at most 4 GB", parse=parse_memory, schema=SIZE_SCHEMA,
+    )  # fmt: skip
+    harden: bool | None = setting(
+        "run commands without privileges over the machine itself", unset="the image's, or true"
+    )
+
+    user: str | None = setting(
+        "the user that commands run as: a name that the image has, or a number",
+        unset="root", parse=parse_user, schema={"type": "string", "pattern": f"^({USER_PATTERN})$"},
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class MountConfig:
+    """A directory of the host in the sandbox."""
+
+    source: str = setting(
+        "the directory on the host: absolute, below `~`, or relative to the project",
+        unset="required", default=MISSING, parse=parse_path, schema=PATH_SCHEMA,
+    )  # fmt: skip
+    target: str | None = setting(
+        "where it is in the sandbox: absolute, or below `~`, the home of `[vm] user`",
+        unset="where it is on the host", parse=parse_target, schema=PATH_SCHEMA,
+    )  # fmt: skip
+    read_only: bool = setting(
+        "the sandbox cannot write to it, whoever is root there", default=False, unset="false"
+    )
+    missing: Literal["fail", "warn", "ignore", "create-dir"] = setting(
+        "what to do where the source is not there: not to start, go on with or without a word, make a directory",
+        default="fail", unset="fail",
+    )  # fmt: skip
+    enabled: bool = _enabled()
+
+
+@dataclass(frozen=True, slots=True)
+class MaskConfig:
+    """Paths of the project that the sandbox does not see."""
+
+    paths: tuple[str, ...] = setting(
+        "relative to the project; a directory is empty, a file too",
+        unset="required", default=MISSING, parse=parse_inner_paths, schema=PATHS_SCHEMA,
+    )  # fmt: skip
+    enabled: bool = _enabled()
+
+
+@dataclass(frozen=True, slots=True)
+class CacheConfig:
+    """Directories that are kept on the disk when the image changes."""
+
+    paths: tuple[str, ...] = setting(
+        "absolute, below `~` (the home of `[vm] user`), or relative to the project",
+        unset="required", default=MISSING, parse=parse_sandbox_paths, schema=PATHS_SCHEMA,
+    )  # fmt: skip
+    enabled: bool = _enabled()
+
+
+@dataclass(frozen=True, slots=True)
+class DiskConfig:
+    """The project's own disk, kept between runs. It is sparse: only what is written takes room."""
+
+    size: int = setting(
+        "64 MB to 16 TB; a larger size grows the disk, a smaller one needs a new one",
+        default=10 * GIB, unset="10 GB", parse=parse_disk_size, schema=SIZE_SCHEMA,
+    )  # fmt: skip
+    cache: Mapping[str, CacheConfig] = field(default_factory=dict, metadata={"each": check_name})
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyConfig:
+    """How to tell that a daemon is ready: exactly one of these."""
+
+    command: tuple[str, ...] | None = setting(
+        "a command that exits with 0", unset="", parse=parse_argv, schema=ARGV_SCHEMA
+    )
+    socket: str | None = setting(
+        "a Unix socket that takes a connection", unset="", parse=parse_guest_path, schema=PATH_SCHEMA
+    )
+    tcp: int | None = setting(
+        "a port of 127.0.0.1 that takes a connection",
+        unset="", parse=parse_port, schema={"type": "integer", "minimum": 1, "maximum": 65535},
+    )  # fmt: skip
+    log: str | None = setting(
+        "a text in what the daemon writes", unset="", parse=parse_text, schema=TEXT_SCHEMA
+    )
+
+    def __post_init__(self) -> None:
+        if len([each for each in (self.command, self.socket, self.tcp, self.log) if each is not None]) != 1:
+            raise ValueError("ready needs exactly one of command, socket, tcp and log")
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonConfig:
+    """A program that runs in the background, as root, from before the command until after it."""
+
+    command: tuple[str, ...] = setting(
+        "program and arguments", unset="required", default=MISSING, parse=parse_argv, schema=ARGV_SCHEMA
+    )
+    cwd: str = setting("its directory", default="/", unset="/", parse=parse_guest_path, schema=PATH_SCHEMA)
+    env: Mapping[str, str] = field(
+        default_factory=dict, metadata={"each": _check_variable, "schema": ENV_SCHEMA}
+    )
+    signal: str = setting(
+        "what it is told to end by",
+        default="SIGTERM",
+        unset="SIGTERM",
+        parse=parse_signal,
+        schema=SIGNAL_SCHEMA,
+    )
+    timeout: float = setting(
+        "seconds that it then has; 0: for ever",
+        default=10.0,
+        unset="10",
+        parse=parse_seconds,
+        schema=SECONDS_SCHEMA,
+    )
+    restart: Literal["always", "on-failure"] = setting(
+        "after which end it is started again", default="always", unset="always"
+    )
+    max_restarts: int = setting(
+        "how many times; 0: without end",
+        default=10, unset="10", parse=parse_count, schema={"type": "integer", "minimum": 0, "maximum": MAX_COUNT},
+    )  # fmt: skip
+    harden: bool = setting("run it without privileges over the machine itself", default=True, unset="true")
+    after: tuple[str, ...] = setting(
+        "daemons that must be ready before it is started", default=(), unset="none"
+    )
+    ready: ReadyConfig | None = None
+    ready_timeout: float = setting(
+        "seconds in which it has to be ready",
+        default=30.0,
+        unset="30",
+        parse=parse_seconds,
+        schema=SECONDS_SCHEMA,
+    )
+    enabled: bool = _enabled()
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectConfig:
+    """What holds for the config as a whole."""
+
+    presets: tuple[str, ...] = setting(
+        "files of `~/.airlock/presets` to start from, by name, later ones on top", default=(), unset="none"
+    )
+    vm: VmConfig = field(default_factory=VmConfig)
+    env: Mapping[str, str] = field(
+        default_factory=dict, metadata={"each": _check_variable, "schema": ENV_SCHEMA}
+    )
+    disk: DiskConfig = field(default_factory=DiskConfig)
+    mounts: Mapping[str, MountConfig] = field(default_factory=dict, metadata={"each": check_name})
+    daemons: Mapping[str, DaemonConfig] = field(default_factory=dict, metadata={"each": check_name})
+    mask: Mapping[str, MaskConfig] = field(default_factory=dict, metadata={"each": check_name})

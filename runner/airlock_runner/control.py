@@ -1,0 +1,56 @@
+"""Calls, replies and events on a link: the session talks so to airlockd, and `airlock exec` to the session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from airlockd.protocol.frames import Header
+from airlockd.protocol.link import Link
+
+if TYPE_CHECKING:
+    from airlockd.protocol.loop import Loop
+    from airlockd.protocol.mux import Message
+
+Answer = Callable[[Header], None]
+
+
+class Control:
+    """The calling end of a link. Numbers for processes and streams are given out here, never twice."""
+
+    def __init__(
+        self, loop: Loop, fd: int, on_event: Callable[[Header], None], on_close: Callable[[str | None], None]
+    ) -> None:
+        self.link = Link(loop, fd, self._on_message, on_close)
+        self.heard = 0
+        self._on_event = on_event
+        self._calls: dict[int, tuple[Answer, Answer]] = {}
+        self._number = 0
+
+    def number(self) -> int:
+        """A fresh number."""
+        self._number += 1
+        return self._number
+
+    def call(
+        self, op: str, arguments: Mapping[str, Any], then: Answer, failed: Answer, payload: bytes = b""
+    ) -> None:
+        """Send a call; `then` gets its reply, or `failed` the error, whose `message` is hostile text."""
+        number = self.number()
+        self._calls[number] = (then, failed)
+        self.link.mux.send({**arguments, "t": "call", "op": op, "id": number}, payload)
+
+    def _on_message(self, message: Message) -> None:
+        self.heard += 1
+        header = message.header
+        kind = header["t"]
+        if kind == "event":
+            self._on_event(header)
+            return
+        number = header.get("id")
+        call = self._calls.pop(number, None) if isinstance(number, int) else None
+        if call is None or kind == "call":
+            self.link.close(f"protocol error: unexpected {kind}")
+            return
+        then, failed = call
+        (then if kind == "reply" else failed)(header)

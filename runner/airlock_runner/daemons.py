@@ -1,0 +1,103 @@
+"""Daemons as airlockd takes them, in an order in which they can start; and what the user is told of them.
+
+The session sends what `asked` gives, and prints what `line` makes of airlockd's events.
+"""
+
+from __future__ import annotations
+
+from graphlib import CycleError, TopologicalSorter
+from typing import TYPE_CHECKING, Any
+
+from airlock_runner.config import place_of
+from airlock_runner.text import printable
+from airlock_store.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from airlock_runner.config.model import DaemonConfig, ReadyConfig
+
+
+def asked(daemons: Mapping[str, DaemonConfig], root: Path) -> list[dict[str, Any]]:
+    """The daemons of the project at `root`, each after those that it names.
+
+    Raises ConfigError with the place of an `after` that names no daemon, or that closes a circle.
+    """
+    for name, each in daemons.items():
+        for other in each.after:
+            if other not in daemons:
+                raise ConfigError(
+                    f"daemon {name} is to start after {other!r}, which is none",
+                    at=place_of(root, "daemons", name, "after"),
+                )
+    try:
+        order = list(TopologicalSorter({name: each.after for name, each in daemons.items()}).static_order())
+    except CycleError as error:
+        circle = list(reversed(error.args[1]))
+        at = place_of(root, "daemons", circle[0], "after")
+        raise ConfigError(f"daemons wait for each other in a circle: {' → '.join(circle)}", at=at) from error
+    return [_asked(name, daemons[name]) for name in order]
+
+
+def patience(daemons: Mapping[str, DaemonConfig]) -> float | None:
+    """Seconds that all of them have to end in, one after another; None for one that has for ever."""
+    if any(not each.timeout for each in daemons.values()):
+        return None
+    return sum(each.timeout for each in daemons.values())
+
+
+def line(event: Mapping[str, Any]) -> str | None:
+    """An event of airlockd for the user, or None for one of no interest. What the guest says is made safe."""
+    name, how = printable(str(event.get("daemon")), 64), printable(str(event.get("how")), 200)
+    restarts = printable(str(event.get("restarts")), 10)
+    text: str | None = None
+    match event.get("state"):
+        case "up":
+            text = "is up again" if event.get("restarts") else "is up"
+        case "ended":
+            text = f"ended ({how})"
+        case "backoff":
+            text = f"ended ({how}); restart {restarts} in {printable(str(event.get('delay')), 10)} s"
+        case "failed":
+            text = f"ended ({how}) and is given up{_said(event)}"
+        case "late":
+            text = f"is not ready{_said(event)}"
+        case "killed":
+            text = f"did not end in {printable(str(event.get('timeout')), 10)} s and is killed"
+        case "stopped":
+            text = "has stopped"
+    return f"daemon {name} {text}" if text else None
+
+
+def _said(event: Mapping[str, Any]) -> str:
+    said = " ".join(printable(str(event.get("said") or ""), 400).split())
+    return f"; it said: {said}" if said else ""
+
+
+def _asked(name: str, daemon: DaemonConfig) -> dict[str, Any]:
+    return {
+        "name": name,
+        "command": daemon.command,
+        "cwd": daemon.cwd,
+        "env": daemon.env,
+        "harden": daemon.harden,
+        "signal": _NUMBERS[daemon.signal],
+        "timeout": daemon.timeout,
+        "always": daemon.restart == "always",
+        "max_restarts": daemon.max_restarts,
+        "ready": _ready(daemon.ready) if daemon.ready is not None else None,
+        "ready_timeout": daemon.ready_timeout,
+        "after": daemon.after,
+    }
+
+
+def _ready(ready: ReadyConfig) -> tuple[str, Any]:
+    values = {"command": ready.command, "socket": ready.socket, "tcp": ready.tcp, "log": ready.log}
+    return next((kind, value) for kind, value in values.items() if value is not None)
+
+
+# Those of Linux, which the guest is, whatever the host is.
+_NUMBERS = {
+    "SIGHUP": 1, "SIGINT": 2, "SIGQUIT": 3, "SIGKILL": 9, "SIGUSR1": 10, "SIGUSR2": 12, "SIGTERM": 15,
+}  # fmt: skip

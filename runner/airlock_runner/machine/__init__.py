@@ -1,0 +1,1 @@
+"""One QEMU process: which QEMU and accelerator, its argv, its life and its console."""

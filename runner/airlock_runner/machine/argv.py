@@ -1,0 +1,169 @@
+"""The QEMU command line, made by one pure function from a frozen value. The session and the tests call it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A host directory offered over 9p under `tag` (at most 31 bytes)."""
+
+    tag: str
+    source: Path
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Channels:
+    """Connected sockets that QEMU inherits, by descriptor number."""
+
+    console: int
+    control: int
+    network: int
+    monitor: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """A file that is the machine's RAM. `shared`: what the guest writes goes to the file, and not only to its copy.
+
+    `incoming` is the descriptor of the saved device state to go on from, or None for a cold boot.
+    """
+
+    file: str
+    shared: bool
+    incoming: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MachineSpec:
+    """Everything that decides a machine. Memory in bytes. `arch` as uname names it."""
+
+    qemu: Path
+    arch: str
+    accelerator: str
+    cpus: int
+    memory: int
+    kernel: Path
+    initrd: Path
+    rootfs: Path
+    rootfs_format: str
+    disk: Path
+    shares: tuple[Share, ...]
+    ram: Memory | None = None
+    sandboxed: bool = sys.platform.startswith("linux")
+
+
+_MIB = 1024 * 1024
+_CONSOLES = {"x86_64": "ttyS0", "aarch64": "ttyAMA0"}
+# q35 and not microvm: under TCG, early boots hang on microvm now and then, on q35 they do not (FACTS.md).
+_MACHINES = {"x86_64": "q35,usb=off,sata=off,smbus=off,vmport=off", "aarch64": "virt,gic-version=max,usb=off"}
+
+
+def qemu_argv(spec: MachineSpec, channels: Channels) -> list[str]:
+    """The command line for `spec`: no NIC, no default devices, nothing of the host but what `spec` names."""
+    argv = [
+        os.fspath(spec.qemu),
+        *("-name", "airlock"),
+        *("-nodefaults", "-no-user-config", "-no-reboot"),
+        *("-display", "none"),
+        *("-machine", _MACHINES[spec.arch] + (",memory-backend=ram" if spec.ram else "")),
+        *("-accel", _accelerator(spec)),
+        *("-cpu", "host" if spec.accelerator != "tcg" else "max"),
+        *("-smp", str(spec.cpus)),
+        *("-m", f"{spec.memory // _MIB}M"),
+        *_memory(spec),
+        *("-kernel", os.fspath(spec.kernel)),
+        *("-initrd", os.fspath(spec.initrd)),
+        *("-append", kernel_command_line(spec)),
+        *("-chardev", f"socket,id=console,fd={channels.console}"),
+        *("-serial", "chardev:console"),
+        *("-object", "rng-builtin,id=rng"),
+        *("-device", "virtio-rng-pci,rng=rng,disable-legacy=on"),
+        *("-device", "virtio-serial-pci,id=serial,max_ports=3,disable-legacy=on"),
+        *_port("control", channels.control, 1),
+        *_port("network", channels.network, 2),
+        *_disk("image", spec.rootfs, read_only=True),
+        *_disk("disk", spec.disk, read_only=False),
+        *_shares(spec.shares),
+    ]
+    if channels.monitor is not None:
+        argv += [
+            "-chardev",
+            f"socket,id=monitor,fd={channels.monitor}",
+            "-mon",
+            "chardev=monitor,mode=control",
+        ]
+    if spec.sandboxed:
+        sandbox = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+        argv += ["-sandbox", sandbox]
+    return argv
+
+
+def kernel_command_line(spec: MachineSpec) -> str:
+    """What the guest's kernel is told."""
+    words = [
+        f"console={_CONSOLES[spec.arch]}",
+        "loglevel=6",
+        "panic=-1",
+        f"airlock.rootfs={spec.rootfs_format}",
+    ]
+    if spec.accelerator == "tcg":
+        # An emulated CPU does not speculate: the work-arounds would only cost time.
+        words.append("mitigations=off")
+    return " ".join(words)
+
+
+def _accelerator(spec: MachineSpec) -> str:
+    return "tcg,thread=multi" if spec.accelerator == "tcg" else spec.accelerator
+
+
+def _memory(spec: MachineSpec) -> list[str]:
+    ram = spec.ram
+    if ram is None:
+        return []
+    share = "on" if ram.shared else "off"
+    backend = (
+        f"memory-backend-file,id=ram,size={spec.memory // _MIB}M,mem-path={_escape(ram.file)},share={share}"
+    )
+    return ["-object", backend, *(("-incoming", "defer") if ram.incoming is not None else ())]
+
+
+def _port(name: str, fd: int, number: int) -> Sequence[str]:
+    return (
+        *("-chardev", f"socket,id={name},fd={fd}"),
+        *("-device", f"virtserialport,bus=serial.0,nr={number},chardev={name},name=airlock.{name}"),
+    )
+
+
+def _disk(name: str, path: Path, *, read_only: bool) -> Sequence[str]:
+    access = "read-only=on" if read_only else "read-only=off,discard=unmap,detect-zeroes=unmap"
+    return (
+        *("-blockdev", f"driver=file,node-name={name},filename={_escape(path)},{access}"),
+        *("-device", f"virtio-blk-pci,drive={name},serial=airlock-{name},disable-legacy=on"),
+    )
+
+
+def _shares(shares: Sequence[Share]) -> list[str]:
+    argv: list[str] = []
+    for share in shares:
+        access = ",readonly=on" if share.read_only else ""
+        options = (
+            f"local,id={share.tag},path={_escape(share.source)},security_model=none,multidevs=remap{access}"
+        )
+        argv += ["-fsdev", options]
+        argv += ["-device", f"virtio-9p-pci,fsdev={share.tag},mount_tag={share.tag},disable-legacy=on"]
+    return argv
+
+
+def _escape(path: Path | str) -> str:
+    """QEMU's options end at a comma; a doubled one stands for itself."""
+    return os.fspath(path).replace(",", ",,")

@@ -1,0 +1,118 @@
+"""A running QEMU: started with its sockets, never outliving us, its console kept for the day that it dies."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+from airlock_runner.machine.argv import Channels, MachineSpec, qemu_argv
+from airlock_runner.timeline import mark
+from airlock_store.errors import MachineError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CONSOLE_TAIL = 64 * 1024
+"""Bytes of the guest's console that are kept."""
+_PR_SET_PDEATHSIG = 1
+
+
+class Machine:
+    """One QEMU process. `control`, `network`, `console` and, if asked for, `monitor` are our ends of its sockets."""
+
+    def __init__(self, spec: MachineSpec, keep: tuple[int, ...] = (), *, monitored: bool = False) -> None:
+        """Start it. `keep`: descriptors that it inherits, such as the project's lock or those that `spec` names.
+
+        Raises MachineError where it cannot be executed.
+        """
+        pairs = [socket.socketpair() for _ in range(4 if monitored else 3)]
+        theirs = [pair[1] for pair in pairs]
+        self.console, self.control, self.network = (pair[0].detach() for pair in pairs[:3])
+        self.monitor = pairs[3][0] if monitored else None
+        argv = qemu_argv(spec, Channels(*(end.fileno() for end in theirs)))
+        try:
+            self._process = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=[*(end.fileno() for end in theirs), *keep],
+                # Ctrl-C on our terminal is for the command inside, never for the machine.
+                process_group=0,
+                # No thread of ours runs at this time.
+                preexec_fn=_die_with(os.getpid()),  # noqa: PLW1509
+            )
+        except OSError as error:
+            raise MachineError(f"{spec.qemu} cannot be started: {error.strerror}") from error
+        finally:
+            for end in theirs:
+                end.close()
+        mark("QEMU started")
+        self.pid = self._process.pid
+        self._tail = bytearray()
+
+    def read_console(self) -> bool:
+        """Take what the guest printed; False at the end."""
+        try:
+            data = os.read(self.console, 65536)
+        except BlockingIOError:
+            return True
+        except OSError:
+            data = b""
+        self._tail += data
+        del self._tail[:-CONSOLE_TAIL]
+        return bool(data)
+
+    def drain_console(self) -> None:
+        """Take all that is there now."""
+        poll = select.poll()
+        poll.register(self.console, select.POLLIN)
+        while poll.poll(0) and self.read_console():
+            pass
+
+    @property
+    def tail(self) -> str:
+        """The last that the guest's console showed, as it came: hostile text, escape it before printing."""
+        return self._tail.decode("utf-8", "replace")
+
+    def kill(self) -> None:
+        """End it at once; what the guest's filesystems had flushed is in the page cache and safe."""
+        self._process.kill()
+        self._process.wait()
+
+    def wait(self) -> tuple[int, str]:
+        """Its exit status and what it said on stderr (at most 4 KiB), after it closed its sockets."""
+        assert self._process.stderr is not None
+        said = self._process.stderr.read(4096).decode("utf-8", "replace").strip()
+        return self._process.wait(), said
+
+    def close(self) -> None:
+        """Kill it if need be and release everything but `control`, which its link closes."""
+        if self._process.poll() is None:
+            self.kill()
+        if self._process.stderr is not None:
+            self._process.stderr.close()
+        os.close(self.console)
+        os.close(self.network)
+        if self.monitor is not None:
+            self.monitor.close()
+
+
+def _die_with(parent: int) -> Callable[[], None] | None:
+    """For the child, between fork and exec: be killed when `parent` is, however that dies."""
+    if not sys.platform.startswith("linux"):
+        return None
+    prctl = ctypes.CDLL(None).prctl
+
+    def prepare() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return prepare

@@ -1,0 +1,129 @@
+"""What of the host a sandbox gets to see, and where: from the config to shares of the machine and places in the guest.
+
+The session calls `settle` before the machine starts. Here is decided what a share may be, so here is the border.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airlock_runner.config import place_of
+from airlock_runner.machine.argv import Share
+from airlock_store.errors import ConfigError
+
+if TYPE_CHECKING:
+    from airlock_runner.config import ProjectConfig
+    from airlock_runner.config.model import MountConfig
+
+MAX_MOUNTS = 16
+"""Each is a device of its own on the machine's bus."""
+PRIVATE = ".airlock"
+PROJECT = "project"
+
+
+@dataclass(frozen=True, slots=True)
+class Mounts:
+    """`shares` are for QEMU, `places` for airlockd's `configure`, `warnings` for the user."""
+
+    shares: tuple[Share, ...]
+    places: tuple[dict[str, Any], ...]
+    warnings: tuple[str, ...]
+
+
+def settle(config: ProjectConfig, root: Path) -> Mounts:
+    """The mounts of the project at `root`, sources checked and made where the config says so.
+
+    Raises ConfigError with the place of a source that is missing, is no directory, or is led out of a directory that
+    a sandbox can write to by a symlink; and of two things for one target.
+    """
+    shares = [Share(PROJECT, root)]
+    places: list[dict[str, Any]] = [_share(PROJECT, os.fspath(root), read_only=False)]
+    warnings: list[str] = []
+    taken = {os.fspath(root): "the project"}
+
+    def take(target: str, what: str, *keys: str) -> None:
+        if target in taken:
+            raise ConfigError(f"{target} is also the place of {taken[target]}", at=place_of(root, *keys))
+        taken[target] = what
+
+    writable = [
+        root,
+        *(_host_path(each.source, root) for each in config.mounts.values() if not each.read_only),
+    ]
+    for number, (name, mount) in enumerate(config.mounts.items()):
+        if number == MAX_MOUNTS:
+            raise ConfigError(f"more than {MAX_MOUNTS} mounts", at=place_of(root, "mounts", name))
+        source = _source(name, mount, root, writable)
+        if source is None:
+            if mount.missing == "warn":
+                warnings.append(f"mount {name}: {mount.source} is not there, going on without it")
+            continue
+        target = mount.target or os.fspath(source)
+        take(target, f"mount {name}", "mounts", name)
+        tag = f"mount{number}"
+        shares.append(Share(tag, source, mount.read_only))
+        places.append(_share(tag, target, read_only=mount.read_only))
+        places += _private(source, target, root)
+    places += _private(root, os.fspath(root), root)
+    for mask in config.mask.values():
+        places += [{"kind": "mask", "target": f"{root}/{path}"} for path in mask.paths]
+    for name, cache in config.disk.cache.items():
+        for path in cache.paths:
+            target = path if path.startswith(("/", "~")) else f"{root}/{path}"
+            take(target, f"cache {name}", "disk", "cache", name)
+            # A directory for each path, by the path: it stays the same however the list changes.
+            directory = f"{name}/{hashlib.sha256(path.encode()).hexdigest()[:32]}"
+            places.append({"kind": "cache", "target": target, "directory": directory})
+    return Mounts(tuple(shares), tuple(places), tuple(warnings))
+
+
+def _share(tag: str, target: str, *, read_only: bool) -> dict[str, Any]:
+    return {"kind": "share", "tag": tag, "target": target, "read_only": read_only}
+
+
+def _private(source: Path, target: str, root: Path) -> list[dict[str, Any]]:
+    """What hides the sandbox's own files where a share has them."""
+    private = Path(os.path.realpath(root)) / PRIVATE
+    real = os.path.realpath(source)
+    if not private.is_relative_to(real):
+        return []
+    return [{"kind": "mask", "target": f"{target}/{private.relative_to(real)}"}]
+
+
+def _source(name: str, mount: MountConfig, root: Path, writable: list[Path]) -> Path | None:
+    """The directory to share, or None where it is missing and need not be there."""
+    path = _host_path(mount.source, root)
+
+    def wrong(what: str, hint: str | None = None) -> ConfigError:
+        return ConfigError(
+            f"mount {name}: {path} {what}", hint=hint, at=place_of(root, "mounts", name, "source")
+        )
+
+    real = Path(os.path.realpath(path))
+    for shared in writable:
+        # What ran in a sandbox may have put a symlink there, for the next start to follow.
+        if path.is_relative_to(shared) and not real.is_relative_to(os.path.realpath(shared)):
+            raise wrong(
+                f"leads out of {shared}, which the sandbox can write to, by a symlink", "name its real path"
+            )
+    try:
+        if mount.missing == "create-dir":
+            real.mkdir(parents=True, exist_ok=True)
+        if not real.exists():
+            if mount.missing == "fail":
+                raise wrong("is not there", 'missing = "create-dir", "warn" or "ignore" says what to do then')
+            return None
+        if not real.is_dir():
+            raise wrong("is not a directory")
+    except OSError as error:
+        raise wrong(f"cannot be used: {error.strerror}") from error
+    return real
+
+
+def _host_path(source: str, root: Path) -> Path:
+    """`source` as an absolute path without `..`, symlinks not followed."""
+    return Path(os.path.normpath(root / os.path.expanduser(source)))

@@ -1,0 +1,305 @@
+"""A project's sandbox on the host: `.airlock/sandbox/` with its lock, disk, state and socket.
+
+The session writes here, `show`, `rm` and `exec` read. The guest may have reached this directory through the shared
+project, so nothing in it is trusted: no symlink is followed, sizes are bounded, values are checked.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import stat
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airlock_store.errors import AirlockError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DIRECTORY = Path(".airlock", "sandbox")
+LOCK, DISK, NEW_DISK, STATE, SOCKET, CONSOLE = (
+    "lock", "disk.img", "disk.img.new", "state.json", "cli.sock", "console.log",
+)  # fmt: skip
+_STATE_LIMIT = 64 * 1024
+_ORPHAN_PATIENCE = 10.0
+
+
+class ProjectError(AirlockError):
+    """The project's `.airlock` directory cannot be used as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What the last start was: image, shape (memory and disk size in bytes) and when, as ISO 8601 in UTC."""
+
+    image_name: str = ""
+    image_path: str = ""
+    cpus: int = 0
+    memory: int = 0
+    disk_size: int = 0
+    last_run: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxStatus:
+    """What `airlock show` tells. Sizes in bytes; `disk_used` is what the disk's file takes on the host."""
+
+    path: Path
+    running_pid: int | None
+    image_name: str
+    image_path: str
+    cpus: int
+    memory: int
+    disk_used: int
+    disk_size: int
+    last_run: str
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """The directory that is shared with a sandbox, and what airlock keeps in it."""
+
+    root: Path
+
+    @classmethod
+    def find(cls, start: Path) -> Project | None:
+        """The nearest directory from `start` upward that holds a sandbox."""
+        for directory in (start, *start.parents):
+            try:
+                if stat.S_ISDIR(os.lstat(directory / DIRECTORY).st_mode):
+                    return cls(directory)
+            except OSError:
+                continue
+        return None
+
+    @property
+    def directory(self) -> Path:
+        """Where the sandbox's files lie."""
+        return self.root / DIRECTORY
+
+    def prepare(self) -> None:
+        """Make the directory, private, with a .gitignore. Raises ProjectError where something is in its place."""
+        try:
+            for path, mode in ((self.root / DIRECTORY.parent, 0o755), (self.directory, 0o700)):
+                path.mkdir(mode=mode, exist_ok=True)
+                _check_directory(path)
+            ignore = self.root / DIRECTORY.parent / ".gitignore"
+            if not os.path.lexists(ignore):
+                ignore.write_text("*\n")
+        except OSError as error:
+            raise ProjectError(
+                f"{self.directory} cannot be made: {error.strerror}",
+                hint="airlock keeps a sandbox's disk in .airlock/ of the project; the directory must be writable",
+            ) from error
+
+    @contextmanager
+    def lock(self) -> Iterator[int]:
+        """Hold the project for one start; gives the lock's descriptor, which QEMU inherits.
+
+        So the lock is free only when the machine is gone too, also after a SIGKILL of the session.
+        Raises ProjectError that names the process that holds it.
+        """
+        fd = self._open(LOCK, os.O_RDWR | os.O_CREAT)
+        try:
+            if not _try_lock(fd):
+                holder = _read_pid(fd)
+                if holder is not None and _alive(holder):
+                    raise ProjectError(
+                        f"the sandbox of {self.root} is already running (pid {holder})",
+                        hint="run a command in it with `airlock exec`",
+                    )
+                if not _lock_soon(fd):
+                    raise ProjectError(f"the sandbox of {self.root} is held by a machine that does not end")
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+            yield fd
+            os.ftruncate(fd, 0)
+        finally:
+            os.close(fd)
+
+    def running_pid(self) -> int | None:
+        """The pid of the session that runs the sandbox, or None."""
+        try:
+            fd = self._open(LOCK, os.O_RDWR)
+        except (ProjectError, OSError):
+            return None
+        try:
+            if _try_lock(fd):
+                return None
+            holder = _read_pid(fd)
+            return holder if holder is not None and _alive(holder) else None
+        finally:
+            os.close(fd)
+
+    def write_state(self, state: State) -> None:
+        """Remember the start, atomically."""
+        temporary = f"{STATE}.new"
+        fd = self._open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        with open(fd, "w", encoding="utf-8") as file:
+            json.dump(asdict(state), file)
+        os.rename(self.directory / temporary, self.directory / STATE)
+
+    def read_state(self) -> State | None:
+        """What the last start wrote, or None where there is nothing of use."""
+        try:
+            with open(self._open(STATE, os.O_RDONLY), encoding="utf-8") as file:
+                values = json.loads(file.read(_STATE_LIMIT))
+        except (OSError, ValueError, ProjectError):
+            return None
+        return _state_of(values)
+
+    def status(self) -> SandboxStatus | None:
+        """The sandbox as it is now; None where the project has none."""
+        state = self.read_state()
+        if state is None:
+            return None
+        try:
+            disk = os.lstat(self.directory / DISK)
+            used, size = disk.st_blocks * 512, disk.st_size
+        except OSError:
+            used, size = 0, state.disk_size
+        return SandboxStatus(
+            path=self.root, running_pid=self.running_pid(), image_name=state.image_name,
+            image_path=state.image_path, cpus=state.cpus, memory=state.memory,
+            disk_used=used, disk_size=size, last_run=state.last_run,
+        )  # fmt: skip
+
+    def remove(self) -> None:
+        """Delete the sandbox with its disk. Raises ProjectError while it runs."""
+        _check_directory(self.directory)
+        with self.lock():
+            shutil.rmtree(self.directory)
+
+    def ensure_disk(self, size: int) -> tuple[Path, bool]:
+        """The disk's file with at least `size` bytes, sparse; and whether it is new and has to be formatted.
+
+        A new one bears another name until `keep_disk`, so that a start that is killed half-way leaves nothing
+        that the next would trust.
+        """
+        path = self.directory / DISK
+        try:
+            present = os.lstat(path)
+        except FileNotFoundError:
+            fd = self._open(NEW_DISK, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+            os.ftruncate(fd, size)
+            os.close(fd)
+            return self.directory / NEW_DISK, True
+        if not stat.S_ISREG(present.st_mode):
+            raise ProjectError(f"{path} is not a file", hint="remove it, or use `airlock rm`")
+        state = self.read_state()
+        if state is not None and present.st_size < state.disk_size:
+            raise ProjectError(
+                f"{path} is cut short: it has {present.st_size} of its {state.disk_size} bytes",
+                hint="keep a copy of it if it matters, then start afresh with `airlock rm`",
+            )
+        if present.st_size < size:
+            fd = self._open(DISK, os.O_RDWR)
+            os.ftruncate(fd, size)
+            os.close(fd)
+        return path, False
+
+    def keep_disk(self) -> None:
+        """The new disk is formatted: give it its name."""
+        os.rename(self.directory / NEW_DISK, self.directory / DISK)
+
+    def disk_size(self) -> int | None:
+        """Bytes of the disk's file, or None where there is none yet."""
+        try:
+            return os.lstat(self.directory / DISK).st_size
+        except FileNotFoundError:
+            return None
+
+    def drop_disk(self) -> None:
+        """Delete the disk and all that is on it."""
+        (self.directory / DISK).unlink(missing_ok=True)
+
+    def write_console(self, text: str) -> Path:
+        """Keep a dead machine's console for the user to read."""
+        fd = self._open(CONSOLE, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        with open(fd, "w", encoding="utf-8", errors="replace") as file:
+            file.write(text)
+        return self.directory / CONSOLE
+
+    def open_log(self, name: str) -> int:
+        """The file `name` beside the disk, emptied, to write to."""
+        return self._open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+
+    def _open(self, name: str, flags: int) -> int:
+        directory = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fd = os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o600, dir_fd=directory)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENXIO):
+                raise ProjectError(
+                    f"{self.directory / name} is not a regular file", hint="remove it"
+                ) from error
+            raise
+        finally:
+            os.close(directory)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise ProjectError(f"{self.directory / name} is not a regular file", hint="remove it")
+        return fd
+
+
+def _check_directory(path: Path) -> None:
+    status = os.lstat(path)
+    if not stat.S_ISDIR(status.st_mode):
+        raise ProjectError(f"{path} is not a directory", hint="remove it")
+    if status.st_uid != os.geteuid():
+        raise ProjectError(f"{path} belongs to another user", hint="start the sandbox as its owner")
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _lock_soon(fd: int) -> bool:
+    """Wait for a machine whose session is dead, and which is being killed for that, to let go."""
+    waiter = threading.Thread(target=fcntl.flock, args=(fd, fcntl.LOCK_EX), daemon=True)
+    waiter.start()
+    waiter.join(_ORPHAN_PATIENCE)
+    return not waiter.is_alive()
+
+
+def _read_pid(fd: int) -> int | None:
+    text = os.pread(fd, 32, 0).strip()
+    return int(text) if text.isdigit() and len(text) < 10 else None
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _state_of(values: Any) -> State | None:
+    if not isinstance(values, dict):
+        return None
+    defaults = asdict(State())
+    kept = {
+        name: values[name] if type(values.get(name)) is type(default) else default
+        for name, default in defaults.items()
+    }
+    return State(**kept)
+
+
+def now() -> str:
+    """The time as ISO 8601 in UTC, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -1,0 +1,62 @@
+"""What is asked of a running session besides commands: what runs, and to stop. `airlock ps`, `logs`, `stop` call it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from typing import TYPE_CHECKING, Any
+
+from airlock_runner.attach import NotRunningError, connect
+from airlock_runner.control import Control
+from airlock_runner.project import LOCK
+from airlockd.protocol.loop import Loop
+
+if TYPE_CHECKING:
+    from airlock_runner.project import Project
+    from airlockd.protocol.frames import Header
+
+
+def running(project: Project | None) -> dict[str, list[dict[str, Any]]]:
+    """The `daemons` and the attached `commands` of the running sandbox. Raises NotRunningError.
+
+    All values in them are the guest's word.
+    """
+    reply = _ask(project, "list")
+    if reply is None:
+        raise NotRunningError("the sandbox stopped before it answered")
+    return {key: _tables(reply.get(key)) for key in ("daemons", "commands")}
+
+
+def _tables(said: object) -> list[dict[str, Any]]:
+    return [each for each in said if isinstance(each, dict)] if isinstance(said, list) else []
+
+
+def stop(project: Project | None) -> None:
+    """Stop the sandbox and wait until nothing of it is left. Raises NotRunningError."""
+    _ask(project, "stop")
+    assert project is not None
+    fd = os.open(project.directory / LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        # Session and machine hold it for as long as they live.
+        fcntl.flock(fd, fcntl.LOCK_SH)
+    finally:
+        os.close(fd)
+
+
+def _ask(project: Project | None, op: str) -> Header | None:
+    """The reply, or None where the session ended the connection instead."""
+    loop = Loop()
+    answers: list[Header] = []
+
+    def answered(header: Header) -> None:
+        answers.append(header)
+        loop.stop()
+
+    control = Control(loop, connect(project), lambda _event: None, lambda _reason: loop.stop())
+    try:
+        control.call(op, {}, answered, answered)
+        loop.run()
+    finally:
+        control.link.close()
+        loop.close()
+    return answers[0] if answers else None

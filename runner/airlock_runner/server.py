@@ -1,0 +1,236 @@
+"""cli.sock: serves `airlock exec`, by relaying its calls and streams to airlockd and back. The session owns one."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from airlock_runner.project import SOCKET, Project
+from airlock_runner.sockets import bind_in
+from airlockd.protocol.frames import Header, ProtocolError
+from airlockd.protocol.link import Link
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from airlock_runner.control import Control
+    from airlock_runner.defaults import CommandDefaults
+    from airlockd.protocol.loop import Loop
+    from airlockd.protocol.mux import Message
+
+BACKLOG = 128
+
+
+class Server:
+    """Listens until `close`. Credit is relayed, not granted: memory stays bounded by the two ends' windows."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        project: Project,
+        control: Control,
+        defaults: CommandDefaults,
+        *,
+        on_stop: Callable[[], None],
+    ) -> None:
+        """`on_stop` is called when a client asks that the sandbox be stopped."""
+        self.on_stop = on_stop
+        self.commands: dict[int, Attached] = {}
+        self.loop, self.control, self.defaults = loop, control, defaults
+        self.processes: dict[int, _Client] = {}
+        self._directory = project.directory
+        self._refusing = False
+        (project.directory / SOCKET).unlink(missing_ok=True)
+        self._socket = bind_in(project.directory, SOCKET)
+        self._socket.listen(BACKLOG)
+        self._socket.setblocking(False)
+        self._clients: set[_Client] = set()
+        loop.on_readable(self._socket.fileno(), self._accept)
+
+    def exited(self, header: Header) -> None:
+        """airlockd says that a process ended; pass it on to whose it was."""
+        number: int = header.get("process", 0)
+        self.commands.pop(number, None)
+        client = self.processes.pop(number, None)
+        if client is not None:
+            client.exited(number, header)
+
+    def refuse(self) -> None:
+        """Take no new commands: the sandbox is going down."""
+        self._refusing = True
+        self._unlisten()
+
+    def close(self) -> None:
+        """Close every client and the socket."""
+        self._unlisten()
+        for client in list(self._clients):
+            client.link.close()
+
+    def forget(self, client: _Client) -> None:
+        """The client is gone."""
+        self._clients.discard(client)
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._socket.accept()
+        except OSError:
+            return
+        self._clients.add(_Client(self, connection))
+
+    def _unlisten(self) -> None:
+        if self._socket.fileno() >= 0:
+            self.loop.forget(self._socket.fileno())
+            self._socket.close()
+            (self._directory / SOCKET).unlink(missing_ok=True)
+
+
+@dataclass(slots=True)
+class Attached:
+    """A command that a client runs; `pid` is that in the sandbox, once it has one."""
+
+    argv: list[str]
+    pid: int = 0
+
+
+class _Client:
+    """One `airlock exec`. Its numbers for processes and streams are its own; here they are translated."""
+
+    def __init__(self, server: Server, connection: socket.socket) -> None:
+        self._server = server
+        self._processes: dict[int, int] = {}
+        self.link = Link(server.loop, connection.detach(), self._on_message, self._on_close)
+
+    def exited(self, number: int, header: Header) -> None:
+        """Tell the client, under its own number."""
+        for theirs, ours in list(self._processes.items()):
+            if ours == number:
+                del self._processes[theirs]
+                if not self.link.closed:
+                    self.link.mux.send({**header, "process": theirs})
+
+    def _on_message(self, message: Message) -> None:
+        header = message.header
+        number, op = header.get("id"), header.get("op")
+        if header["t"] != "call" or op not in ("spawn", "signal", "resize", "list", "stop"):
+            self.link.close("protocol error: unexpected message")
+            return
+
+        def answer(reply: Header) -> None:
+            if not self.link.closed:
+                self.link.mux.send({**reply, "id": number})
+
+        if op == "stop":
+            # The end of the connection is the answer.
+            self._server.on_stop()
+            return
+        if op == "list":
+            self._server.control.call("list", {}, lambda reply: answer(self._with_commands(reply)), answer)
+            return
+        try:
+            arguments = self._spawn(header) if op == "spawn" else self._about_process(header)
+        except (KeyError, TypeError, ValueError, ProtocolError) as error:
+            answer({"t": "error", "message": f"bad call: {error}"})
+            return
+        if arguments is None:
+            answer({"t": "reply"})
+            return
+
+        def done(reply: Header) -> None:
+            command = self._server.commands.get(arguments["process"])
+            if op == "spawn" and command is not None and isinstance(reply.get("pid"), int):
+                command.pid = reply["pid"]
+            answer(reply)
+
+        def refused(reply: Header) -> None:
+            if op == "spawn":
+                process = self._processes.pop(int(header["process"]), 0)
+                self._server.processes.pop(process, None)
+                self._server.commands.pop(process, None)
+            answer(reply)
+
+        self._server.control.call(str(op), arguments, done, refused)
+
+    def _with_commands(self, reply: Header) -> Header:
+        commands = [{"argv": each.argv, "pid": each.pid} for each in self._server.commands.values()]
+        return {**reply, "commands": commands}
+
+    def _spawn(self, header: Header) -> dict[str, Any]:
+        server = self._server
+        process = server.control.number()
+        theirs = [int(stream) for stream in header["streams"]]
+        ours = [server.control.number() for _ in theirs]
+        if len(theirs) != 3 or int(header["process"]) in self._processes:
+            raise ValueError("bad streams or process")
+        used = theirs if header["size"] is None else theirs[:2]
+        for their_stream, our_stream in zip(used, ours, strict=False):
+            _relay(self.link, their_stream, server.control.link, our_stream)
+        self._processes[int(header["process"])] = process
+        server.processes[process] = self
+        server.commands[process] = Attached([str(word) for word in header["argv"]])
+        return {
+            "process": process,
+            "streams": ours,
+            "argv": header["argv"],
+            "cwd": header["cwd"],
+            "size": header["size"],
+            "login": header["login"],
+            **server.defaults.call(header["env"]),
+        }
+
+    def _about_process(self, header: Header) -> dict[str, Any] | None:
+        process = self._processes.get(int(header["process"]))
+        if process is None:
+            return None
+        names = ("signal",) if header["op"] == "signal" else ("rows", "columns")
+        return {"process": process, **{name: int(header[name]) for name in names}}
+
+    def _on_close(self, _reason: str | None) -> None:
+        """The client is gone: what it ran is told so, as by a terminal that was closed."""
+        server = self._server
+        server.forget(self)
+        for process in self._processes.values():
+            server.processes.pop(process, None)
+            server.commands.pop(process, None)
+            if not server.control.link.closed:
+                hangup = {"process": process, "signal": int(signal.SIGHUP)}
+                server.control.call("signal", hangup, _ignore, _ignore)
+        self._processes.clear()
+
+
+class _Relay:
+    """One direction's handler of a pair of streams; what arrives here goes out there."""
+
+    def __init__(self, here: Link, here_stream: int, there: Link, there_stream: int) -> None:
+        self._here, self._here_stream = here, here_stream
+        self._there, self._there_stream = there, there_stream
+
+    def on_data(self, data: bytes) -> None:
+        mux = self._there.mux
+        if self._there.closed or mux.credit(self._there_stream) < len(data):
+            # The other side takes no more: drop, and let our sender go on until it learns.
+            self._here.mux.consumed(self._here_stream, len(data))
+        else:
+            mux.send_data(self._there_stream, data)
+
+    def on_end(self) -> None:
+        if not self._there.closed:
+            self._there.mux.send_end(self._there_stream)
+
+    def on_credit(self, amount: int) -> None:
+        if not self._there.closed:
+            self._there.mux.consumed(self._there_stream, amount)
+
+    def on_reset(self) -> None:
+        if not self._there.closed:
+            self._there.mux.reset(self._there_stream)
+
+
+def _relay(first: Link, first_stream: int, second: Link, second_stream: int) -> None:
+    first.open(first_stream, _Relay(first, first_stream, second, second_stream))
+    second.open(second_stream, _Relay(second, second_stream, first, first_stream))
+
+
+def _ignore(_header: Header) -> None:
+    pass

@@ -1,0 +1,417 @@
+"""A start of a sandbox from beginning to end: disk, machine, configuration, the command, shutdown.
+
+`airlock start` calls `start`. One process, one loop: it is the only one that talks to airlockd, and it serves
+`airlock exec` on cli.sock.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from airlock_runner import daemons, timeline
+from airlock_runner.config import fingerprint
+from airlock_runner.defaults import CommandDefaults, working_directory
+from airlock_runner.machine import accel
+from airlock_runner.machine.qemu import find_qemu
+from airlock_runner.mounts import settle
+from airlock_runner.project import Project, State, now
+from airlock_runner.server import Server
+from airlock_runner.shape import machine_spec
+from airlock_runner.starter import Starter
+from airlock_runner.stdio import (
+    RemoteCommand,
+    Signals,
+    Terminal,
+    command_environment,
+    complain,
+    ensure_stdio,
+    spawn_error_code,
+)
+from airlock_runner.text import last_lines, panic_reason, printable
+from airlock_runner.timeline import mark
+from airlock_store.errors import AirlockError, ConfigError, MachineError
+from airlock_store.sizes import format_size
+from airlockd.protocol.loop import Loop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from airlock_runner.config import ProjectConfig
+    from airlock_runner.control import Control
+    from airlock_runner.machine.states import States
+    from airlock_runner.mounts import Mounts
+    from airlock_store.image import Image
+    from airlockd.protocol.frames import Header
+
+LEVELS = ("debug", "info", "warning", "error")
+CONFIGURE_SECONDS = 180.0
+SHUTDOWN_SECONDS = 30.0
+PING_SECONDS = 5.0
+HANG_SECONDS = float(os.environ.get("AIRLOCK_HANG_SECONDS", "60"))
+"""Without a word from airlockd for so long, the guest counts as hung."""
+INSISTENT = 3
+"""Ctrl-C (or SIGTERM) so many times stops the sandbox, though the command ignores it."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartRequest:
+    """What `airlock start` wants. An empty `argv` means the image's command, or a shell.
+
+    With `on_up` there is no command: it is called when commands can be attached, and the sandbox runs until it is
+    stopped. `login`: by the user's login shell. `cwd`: the command's directory in the sandbox, None for ours if it is
+    shared.
+    `states` is where saved machine states are kept, or None for a cold boot.
+    """
+
+    project: Project
+    image: Image
+    config: ProjectConfig
+    argv: tuple[str, ...]
+    login: bool = False
+    cwd: str | None = None
+    accel: str = "auto"
+    quiet: bool = False
+    verbosity: int = 0
+    log_level: str = "warning"
+    states: States | None = None
+    on_up: Callable[[], None] | None = None
+
+
+def start(request: StartRequest) -> int:
+    """Run the command in the project's sandbox; gives its exit code (128+n for a signal).
+
+    Raises AirlockError for everything else that ends a start.
+    """
+    mark("request")
+    ensure_stdio()
+    project = request.project
+    project.prepare()
+    with project.lock() as lock:
+        settle_disk_size(request)
+        mounts = settle(request.config, project.root)
+        session = _Session(request, mounts, daemons.asked(request.config.daemons, project.root), lock)
+        before = fingerprint(project.root)
+        try:
+            return session.run()
+        finally:
+            session.close()
+            after = fingerprint(project.root)
+            for name in sorted({name for name, _ in before.items() ^ after.items()}):
+                # It decides what of the host the next sandbox gets to see, and this one could write to it.
+                session.note(0, f"{name} was changed while the sandbox ran: look at it before the next start")
+            mark("end")
+            timeline.write()
+
+
+def settle_disk_size(request: StartRequest) -> None:
+    """A smaller `[disk] size` means a new disk: say so, and go on only if the user agrees."""
+    project, size = request.project, request.config.disk.size
+    present = request.project.disk_size()
+    if present is None or size >= present:
+        return
+    loss = f"the disk would shrink from {format_size(present)} to {format_size(size)}: all data on it will be lost"
+    if not os.isatty(0) or not os.isatty(2):
+        hint = f"keep [disk] size at {format_size(present)}, or give up the data with `airlock rm`"
+        raise ConfigError(loss, hint=hint)
+    sys.stderr.write(f"airlock: {loss}. Go on? [y/N] ")
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise AirlockError("not started; the disk is as it was")
+    project.drop_disk()
+
+
+class _Session:
+    """One start. Methods follow a start in order; `_end` is where every way out meets."""
+
+    def __init__(self, request: StartRequest, mounts: Mounts, asked: list[dict[str, Any]], lock: int) -> None:
+        self._request = request
+        self._project = request.project
+        self._loop = Loop()
+        self._terminal = Terminal()
+        self._signals = Signals(self._loop, self._on_signal)
+        self._command: RemoteCommand | None = None
+        self._server: Server | None = None
+        self._result: int | AirlockError | None = None
+        self._ending = False
+        self._insisted = 0
+        self._heard, self._silent_since = 0, time.monotonic()
+        qemu = find_qemu(request.image.arch)
+        disk, self._new_disk = self._project.ensure_disk(request.config.disk.size)
+        for warning in mounts.warnings:
+            self.note(0, warning)
+        self._mounts = mounts
+        self._daemons = asked
+        spec = machine_spec(request.image, request.config, qemu=qemu, disk=disk, shares=mounts.shares)
+        plan = accel.candidates(request.accel, spec.arch, qemu)
+        if plan.accelerators == ("tcg",) and plan.reason != "asked for":
+            self._say_once(qemu, plan.reason)
+        self._starter = Starter(
+            self._loop, spec, plan, (lock,), self, image=request.image, states=request.states
+        )  # fmt: skip
+
+    def run(self) -> int:
+        """To the end. Raises the AirlockError that ended it."""
+        self._starter.start()
+        self._loop.run()
+        if isinstance(self._result, AirlockError):
+            raise self._result
+        return self._result or 0
+
+    def close(self) -> None:
+        """Leave nothing behind: no machine, no socket, the terminal as it was."""
+        if self._command is not None:
+            self._command.close()
+        self._terminal.restore()
+        if self._server is not None:
+            self._server.close()
+        self._starter.stop()
+        self._signals.close()
+        self._loop.close()
+
+    # ---- the way up
+
+    def on_ready(self, header: Header) -> None:
+        """airlockd serves: tell it what this project is."""
+        mark("ready")
+        self.note(1, f"airlockd is ready on Linux {printable(str(header.get('kernel')), 80)}")
+        self._deadline = self._loop.call_later(CONFIGURE_SECONDS, self._stuck)
+        arguments = {
+            "time": time.time_ns(),
+            "hostname": sandbox_name(self._project.root),
+            "machine_id": secrets.token_hex(16),
+            "root_key": self._request.image.rootfs_key,
+            "new_disk": self._new_disk,
+            "user": CommandDefaults.of(self._request.image, self._request.config).user,
+            "places": self._mounts.places,
+        }
+        self._control.call(
+            "configure", arguments, self._on_configured, self._on_refused, payload=secrets.token_bytes(64)
+        )
+
+    def _on_configured(self, _header: Header) -> None:
+        mark("configured")
+        self._deadline.cancel()
+        spec = self._starter.spec
+        if self._new_disk:
+            self._project.keep_disk()
+        image = self._request.image
+        self._project.write_state(
+            State(image.name, str(image.path), spec.cpus, spec.memory, self._request.config.disk.size, now())
+        )
+        defaults = CommandDefaults.of(image, self._request.config)
+        self._server = Server(self._loop, self._project, self._control, defaults, on_stop=self._stop)
+        self._watch_over()
+        if not self._daemons:
+            self._run_command(defaults)
+            return
+        self._control.call(
+            "daemons",
+            {"daemons": self._daemons, "env": defaults.environment},
+            lambda _header: self._run_command(defaults),
+            self._on_daemon_trouble,
+        )
+
+    def _on_daemon_trouble(self, header: Header) -> None:
+        self._end(MachineError(printable(str(header.get("message")), 500)))
+
+    def _run_command(self, defaults: CommandDefaults) -> None:
+        if self._ending:
+            return
+        if self._request.on_up is not None:
+            self._request.on_up()
+            return
+        image = self._request.image
+        login = self._request.login
+        argv = self._request.argv or (() if login else image.vm.command or ("/bin/sh", "-l"))
+        call = {
+            "argv": argv,
+            "cwd": working_directory(self._project.root, self._request.cwd),
+            "login": login,
+            **defaults.call(command_environment({})),
+        }
+
+        def refused(header: Header) -> None:
+            complain(argv, header)
+            self._end(spawn_error_code(header))
+
+        self._command = RemoteCommand(self._control, self._terminal, call, self._end, refused)
+
+    def _on_refused(self, header: Header) -> None:
+        message = printable(str(header.get("message")), 500)
+        self._fail(MachineError(f"the sandbox could not be set up: {message}", hint=_disk_hint(message)))
+
+    # ---- while it runs
+
+    def on_event(self, header: Header) -> None:
+        """airlockd reports."""
+        name = header.get("name")
+        if name == "exit":
+            if self._command is not None and header.get("process") == self._command.process:
+                self._command.exited(header)
+            elif self._server is not None:
+                self._server.exited(header)
+        elif name == "log":
+            self._log(header)
+        elif name == "daemon":
+            text = daemons.line(header)
+            if text is not None:
+                self.note(0, text)
+        elif name == "oom":
+            victim = printable(str(header.get("text")), 100)
+            memory = format_size(self._starter.spec.memory)
+            self.note(0, f"the sandbox ran out of memory ({memory}) and its kernel killed process {victim}; "
+                         "raise [vm] memory")  # fmt: skip
+
+    def _on_signal(self, number: int) -> None:
+        if number == signal.SIGWINCH or (self._command is not None and not self._ending):
+            if self._command is not None:
+                self._command.signal(number)
+            if number not in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                return
+            self._insisted += 1
+            if number == signal.SIGHUP or self._insisted >= INSISTENT:
+                self._end(128 + number)
+        elif self._ending:
+            # What the command wrote is on its way to the disk: that is not cut short lightly.
+            self._insisted += 1
+            if self._insisted >= INSISTENT:
+                self._loop.stop()
+        elif self._server is not None:
+            # Daemons are starting.
+            self._end(128 + number)
+        else:
+            self._result = 128 + number
+            self._loop.stop()
+
+    def _watch_over(self) -> None:
+        """Ask airlockd for a sign of life now and then; anything that it sends counts as one."""
+        if self._ending:
+            return
+        if self._control.heard != self._heard:
+            self._heard, self._silent_since = self._control.heard, time.monotonic()
+        elif time.monotonic() - self._silent_since > HANG_SECONDS:
+            self._stuck()
+            return
+        self._control.call("ping", {}, _ignore, _ignore)
+        self._loop.call_later(min(PING_SECONDS, HANG_SECONDS / 4), self._watch_over)
+
+    # ---- the way down
+
+    def _end(self, result: int | AirlockError) -> None:
+        """The command ended: have airlockd put everything away, then end the machine."""
+        if self._ending:
+            return
+        mark("command ended")
+        self._ending = True
+        self._insisted = 0
+        self._result = result
+        self._terminal.restore()
+        if self._server is not None:
+            self._server.refuse()
+
+        def late() -> None:
+            self.note(0, "the sandbox did not shut down in time and was stopped hard")
+            self._loop.stop()
+
+        patience = daemons.patience(self._request.config.daemons)
+        if patience is not None:
+            self._loop.call_later(SHUTDOWN_SECONDS + patience, late)
+        self._control.call(
+            "shutdown", {}, lambda _header: self._loop.stop(), lambda _header: self._loop.stop()
+        )
+
+    def _stop(self) -> None:
+        """`airlock stop`: the end that a SIGTERM makes which nobody handles."""
+        self._end(128 + signal.SIGTERM if self._request.on_up is None else 0)
+
+    def _stuck(self) -> None:
+        self._fail(
+            self._death(f"the sandbox has not answered for {HANG_SECONDS:.0f} seconds and was stopped")
+        )
+
+    def on_close(self, reason: str | None) -> None:
+        """The machine ended by itself, or broke the protocol."""
+        if self._result is not None and self._ending:
+            # Its result is there; what was lost is only the tidy end.
+            self._loop.stop()
+        elif reason:
+            self._fail(self._death(f"the sandbox was stopped: {printable(reason, 300)}"))
+        else:
+            self._fail(self._death(self._how_it_died()))
+
+    def on_failure(self, error: MachineError) -> None:
+        """The machine never came up."""
+        self._fail(error)
+
+    def _how_it_died(self) -> str:
+        machine = self._starter.machine
+        assert machine is not None
+        machine.drain_console()
+        status, said = machine.wait()
+        reason = panic_reason(machine.tail)
+        if reason is not None:
+            return f"the sandbox's kernel panicked: {reason}"
+        return f"the sandbox's machine ended (status {status})" + (
+            f": {printable(said, 300)}" if said else ""
+        )
+
+    def _death(self, what: str) -> MachineError:
+        machine = self._starter.machine
+        console = machine.tail if machine is not None else ""
+        if not console.strip():
+            return MachineError(what)
+        path = self._project.write_console(console)
+        return MachineError(
+            f"{what}\nThe last lines of its console (all of it: {path}):\n{last_lines(console)}"
+        )
+
+    def _fail(self, error: AirlockError) -> None:
+        self._ending = True
+        self._result = error
+        self._loop.stop()
+
+    # ---- helpers
+
+    @property
+    def _control(self) -> Control:
+        return self._starter.control
+
+    def note(self, verbosity: int, text: str) -> None:
+        """A line on stderr for a user who did not ask for silence."""
+        if not self._request.quiet and verbosity <= self._request.verbosity:
+            sys.stderr.write(f"airlock: {text}\n")
+
+    def _log(self, header: Header) -> None:
+        """airlockd's own messages, from the level on that was asked for."""
+        level = header.get("level")
+        if level in LEVELS and LEVELS.index(level) >= LEVELS.index(self._request.log_level):
+            self.note(0, f"airlockd: {printable(str(header.get('text')), 300)}")
+
+    def _say_once(self, qemu: Path, reason: str) -> None:
+        if accel.recall(qemu) is None:
+            accel.remember(qemu, accel.Verdict("tcg", reason))
+            self.note(0, f"no hardware acceleration: {reason}; using tcg, which is slower")
+
+
+def sandbox_name(root: Path) -> str:
+    """A host name made of the project directory's name: letters, digits and hyphens, at most 63 (RFC 1123)."""
+    words = re.findall(r"[a-z0-9]+", root.name.lower())
+    return "-".join(words)[:63].rstrip("-") or "airlock"
+
+
+def _disk_hint(message: str) -> str | None:
+    if "disk.img" in message or "airlock-disk" in message or "e2fsck" in message:
+        return "keep a copy of .airlock/sandbox/disk.img if it matters, then start afresh with `airlock rm`"
+    return None
+
+
+def _ignore(_header: Header) -> None:
+    pass

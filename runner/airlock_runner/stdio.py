@@ -1,0 +1,189 @@
+"""Our terminal or pipes, connected to one command on the other end of a control link.
+
+The session uses it for the main command, `airlock exec` for an attached one.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import sys
+import termios
+import tty
+from typing import TYPE_CHECKING, Any
+
+from airlockd.protocol.pumps import Sink, Source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from airlock_runner.control import Control
+    from airlockd.protocol.frames import Header
+
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Signals:
+    """Signals as loop events: `on_signal(number)` is called from the loop, never from a handler."""
+
+    def __init__(self, control_loop: Any, on_signal: Callable[[int], None]) -> None:
+        self._loop = control_loop
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._read, False)
+        os.set_blocking(self._write, False)
+        self._previous = {
+            number: signal.signal(number, lambda _number, _frame: None)
+            for number in (*FORWARDED, signal.SIGWINCH)
+        }
+        self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+
+        def woken() -> None:
+            for number in os.read(self._read, 512):
+                on_signal(number)
+
+        self._loop.on_readable(self._read, woken)
+
+    def close(self) -> None:
+        """Handle signals as before."""
+        signal.set_wakeup_fd(self._wakeup)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._loop.forget(self._read)
+        os.close(self._read)
+        os.close(self._write)
+
+
+class Terminal:
+    """The terminal on standard input, where there is one: raw while a command has it, and its size."""
+
+    def __init__(self) -> None:
+        self.present = os.isatty(0)
+        self._saved: list[Any] | None = None
+
+    def size(self) -> tuple[int, int] | None:
+        """(rows, columns), or None without a terminal."""
+        if not self.present:
+            return None
+        try:
+            columns, rows = os.get_terminal_size(0)
+        except OSError:
+            return (24, 80)
+        return (rows or 24, columns or 80)
+
+    def raw(self) -> None:
+        """Every key goes to the command, Ctrl-C too."""
+        if self.present and self._saved is None:
+            self._saved = termios.tcgetattr(0)
+            tty.setraw(0, termios.TCSADRAIN)
+
+    def restore(self) -> None:
+        """As the user had it; harmless when nothing was changed."""
+        if self._saved is not None:
+            saved, self._saved = self._saved, None
+            termios.tcsetattr(0, termios.TCSADRAIN, saved)
+
+
+class RemoteCommand:
+    """One command at the other end, with our stdio. `finished(code)` comes after all its output is written."""
+
+    def __init__(
+        self,
+        control: Control,
+        terminal: Terminal,
+        arguments: Mapping[str, Any],
+        finished: Callable[[int], None],
+        failed: Callable[[Header], None],
+    ) -> None:
+        self._control, self._terminal, self._finished = control, terminal, finished
+        self._code: int | None = None
+        self.process = control.number()
+        streams = [control.number() for _ in range(3)]
+        size = terminal.size()
+        link = control.link
+        self._input = Source(link, os.dup(0), streams[0])
+        outputs = (1,) if size else (1, 2)
+        self._outputs = [Sink(link, _output(fd), streams[fd], self._maybe_finish) for fd in outputs]
+        call = {**arguments, "process": self.process, "size": size, "streams": streams}
+        terminal.raw()
+
+        def refused(header: Header) -> None:
+            self.close()
+            failed(header)
+
+        control.call("spawn", call, lambda _header: None, refused)
+
+    def signal(self, number: int) -> None:
+        """Pass a signal on, or the window's new size."""
+        size = self._terminal.size()
+        if number == signal.SIGWINCH:
+            if size:
+                self._call("resize", rows=size[0], columns=size[1])
+        else:
+            self._call("signal", signal=int(number))
+
+    def exited(self, header: Header) -> None:
+        """The other end says how it ended."""
+        code, number = header.get("code"), header.get("signal")
+        self._code = int(code) if isinstance(code, int) else 128 + int(number or 0)
+        self._maybe_finish()
+
+    def close(self) -> None:
+        """Let go of stdio and give the terminal back."""
+        self._input.stop()
+        for sink in self._outputs:
+            sink.stop()
+        self._terminal.restore()
+
+    def _maybe_finish(self) -> None:
+        if self._code is not None and all(sink.done for sink in self._outputs):
+            code, self._code = self._code, None
+            self.close()
+            self._finished(code)
+
+    def _call(self, op: str, **arguments: int) -> None:
+        self._control.call(op, {"process": self.process, **arguments}, _ignore, _ignore)
+
+
+def _output(number: int) -> int:
+    """A descriptor of our own for an output, non-blocking where that does not change it for others."""
+    if stat.S_ISFIFO(os.fstat(number).st_mode):
+        try:
+            # Opened anew, a pipe has flags of its own: large writes never block the loop.
+            return os.open(f"/proc/self/fd/{number}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            pass
+    return os.dup(number)
+
+
+def ensure_stdio() -> None:
+    """Open /dev/null for each of 0, 1 and 2 that our caller closed, so that no file of ours gets its number."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
+def command_environment(argv_env: Mapping[str, str]) -> dict[str, str]:
+    """What a command needs to know of our terminal, under what the user set for it."""
+    names = ("TERM", "COLORTERM") if os.isatty(0) else ()
+    return {**{name: os.environ[name] for name in names if name in os.environ}, **argv_env}
+
+
+def spawn_error_code(header: Header) -> int:
+    """The exit code for a command that could not be started, as shells have it: 127 not found, 126 otherwise."""
+    return 127 if header.get("errno") == 2 and header.get("stage") == "exec" else 126
+
+
+def complain(argv: Sequence[str], header: Header) -> None:
+    """Tell the user why a command did not start."""
+    from airlock_runner.text import printable
+
+    message = printable(str(header.get("message", "it could not be started")), 300)
+    name = printable(argv[0], 200) if argv else "login shell"
+    sys.stderr.write(f"airlock: {name}: {message}\n")
+
+
+def _ignore(_header: Header) -> None:
+    pass

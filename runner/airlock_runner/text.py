@@ -1,0 +1,28 @@
+"""Text that came from a guest, made safe to print."""
+
+from __future__ import annotations
+
+import re
+
+
+def printable(text: str, limit: int = 2000) -> str:
+    """`text` with control characters shown as escapes (newlines and tabs stay), cut to `limit` characters."""
+    cut = text[:limit]
+    return "".join(
+        character
+        if character.isprintable() or character in "\n\t"
+        else character.encode("unicode_escape").decode("ascii")
+        for character in cut
+    )
+
+
+def panic_reason(console: str) -> str | None:
+    """Why the guest's kernel panicked, by its console, safe to print; None where it did not."""
+    match = re.search(r"Kernel panic - not syncing: (.*)", console)
+    return printable(match[1].strip(), 200) if match else None
+
+
+def last_lines(console: str, count: int = 12) -> str:
+    """The last `count` lines of a console that say anything, safe to print, each indented."""
+    lines = [line.rstrip() for line in console.replace("\r", "\n").split("\n") if line.strip()]
+    return "\n".join(f"    {printable(line, 400)}" for line in lines[-count:])

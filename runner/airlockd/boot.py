@@ -1,0 +1,100 @@
+"""What is the same for every project, before READY: kernel filesystems, modules, ports, the image.
+
+The supervisor calls it, in the order of this file.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from airlockd import linux
+
+MODULES = Path("/lib/modules")
+IMAGE = "/image"
+_BLOCK_DRIVER = Path("/sys/bus/virtio/drivers/virtio_blk")
+
+
+def mount_kernel_filesystems() -> None:
+    """/proc, /sys, /dev and what belongs below them, in airlockd's own root."""
+    hidden = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
+    linux.mount("proc", "/proc", "proc", hidden)
+    linux.mount("sysfs", "/sys", "sysfs", hidden)
+    linux.mount("devtmpfs", "/dev", "devtmpfs", linux.MS_NOSUID, "mode=0755")
+    for name, kind, options in (
+        ("pts", "devpts", "mode=0620,ptmxmode=0666,gid=5"),
+        ("shm", "tmpfs", "mode=1777"),
+        ("mqueue", "mqueue", ""),
+    ):
+        os.makedirs(f"/dev/{name}", exist_ok=True)
+        linux.mount(kind, f"/dev/{name}", kind, linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC, options)
+    for link, target in (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
+        os.symlink(target, f"/dev/{link}")
+    linux.mount("cgroup2", "/sys/fs/cgroup", "cgroup2", hidden, "nsdelegate")
+    controllers = Path("/sys/fs/cgroup/cgroup.controllers").read_text().split()
+    enable = " ".join(f"+{name}" for name in controllers)
+    Path("/sys/fs/cgroup/cgroup.subtree_control").write_text(enable)
+
+
+def load_modules() -> None:
+    """The modules of the initrd, in the order that the builder found."""
+    for name in (MODULES / "order").read_text().split():
+        linux.load_module(str(MODULES / f"{name}.ko"))
+
+
+def open_port(name: str) -> int:
+    """The virtio-serial port of this name, opened; waits until the kernel has found it.
+
+    The node's number depends on enumeration (FACTS.md), so the port is found by its name in sysfs.
+    """
+    # Watch first, look then: a port that appears in between is seen either way.
+    appeared = linux.watch_created("/dev")
+    try:
+        while True:
+            for port in Path("/sys/class/virtio-ports").iterdir():
+                if _read(port / "name") == name and os.path.exists(f"/dev/{port.name}"):
+                    return os.open(f"/dev/{port.name}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            os.read(appeared, 4096)
+    finally:
+        os.close(appeared)
+
+
+def find_disk(serial: str) -> str | None:
+    """The device of the block device with this serial, such as /dev/vda; None where there is none."""
+    for block in Path("/sys/block").iterdir():
+        if _read(block / "serial") == serial:
+            return f"/dev/{block.name}"
+    return None
+
+
+def detach_disk(serial: str) -> str | None:
+    """Take the driver off the block device with this serial; gives the virtio device's name for `attach_disk`.
+
+    A machine that is saved now may be restored with another disk: its size is read when the driver comes back.
+    """
+    device = find_disk(serial)
+    if device is None:
+        return None
+    name = Path(f"/sys/block/{device.removeprefix('/dev/')}/device").resolve().name
+    (_BLOCK_DRIVER / "unbind").write_text(name)
+    return name
+
+
+def attach_disk(name: str) -> None:
+    """Put the driver back on a device that `detach_disk` took it off."""
+    (_BLOCK_DRIVER / "bind").write_text(name)
+
+
+def mount_image(kind: str) -> None:
+    """The image's root filesystem, read-only, at IMAGE. Raises OSError where the machine has no such device."""
+    device = find_disk("airlock-image")
+    if device is None:
+        raise FileNotFoundError("the machine has no block device airlock-image")
+    linux.mount(device, IMAGE, kind, linux.MS_RDONLY)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

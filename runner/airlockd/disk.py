@@ -1,0 +1,148 @@
+"""The project's disk: format it once, check what it is, grow it, and empty what was moved to its trash.
+
+Done in the guest, with the image's own e2fsprogs, so that the host never parses a filesystem that a guest wrote.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from typing import NamedTuple
+
+from airlockd import linux
+
+DISK = "/disk"
+LABEL = "airlock-disk"
+_SUPERBLOCK, _SUPERBLOCK_SIZE = 1024, 1024
+_MAGIC = 0xEF53
+_HAS_ERRORS = 2
+_EXT4_IOC_RESIZE_FS = 0x40086610
+
+
+class DiskError(Exception):
+    """The disk cannot be used; the message is for the user."""
+
+
+class Superblock(NamedTuple):
+    """What matters of an ext4 superblock: bytes of filesystem and of a block, and whether errors were recorded."""
+
+    size: int
+    block_size: int
+    has_errors: bool
+
+
+def mount(device: str, new: bool) -> None:
+    """Mount the project's disk at DISK. `new`: the host made it just now, so it is formatted.
+
+    Raises DiskError for a disk that is not airlock's or is cut short: it is never formatted again in silence.
+    """
+    if new:
+        run(["mke2fs", "-q", "-F", "-t", "ext4", "-L", LABEL, "-m", "0", "-E", _FORMAT, device], device)
+    size = _device_size(device)
+    superblock = read_superblock(device)
+    if superblock.size > size:
+        raise DiskError(
+            f"disk.img is cut short: its filesystem has {superblock.size} bytes, the file has {size}"
+        )
+    if superblock.has_errors:
+        run(["e2fsck", "-p", "-f", device], device, accept=(0, 1))
+    linux.mount(device, DISK, "ext4", linux.MS_NOATIME, "discard,errors=remount-ro")
+    if size // superblock.block_size > superblock.size // superblock.block_size:
+        _grow(size // superblock.block_size)
+
+
+# No journal or inode table is written out ahead: the kernel does it lazily, and the file stays sparse.
+_FORMAT = "lazy_itable_init=1,lazy_journal_init=1,nodiscard"
+
+
+def read_superblock(device: str) -> Superblock:
+    """The superblock of airlock's filesystem on `device`. Raises DiskError where something else is there."""
+    with open(device, "rb") as file:
+        file.seek(_SUPERBLOCK)
+        raw = file.read(_SUPERBLOCK_SIZE)
+    return parse_superblock(raw)
+
+
+def parse_superblock(raw: bytes) -> Superblock:
+    """Offsets: Linux Documentation/filesystems/ext4/super.rst. Raises DiskError."""
+    if len(raw) < _SUPERBLOCK_SIZE:
+        raise DiskError("disk.img is empty")
+    magic, state = struct.unpack_from("<HH", raw, 0x38)
+    label = raw[0x78:0x88].rstrip(b"\0")
+    if magic != _MAGIC or label != LABEL.encode():
+        raise DiskError("disk.img holds something that airlock did not write")
+    low, log_size = struct.unpack_from("<I", raw, 0x4)[0], struct.unpack_from("<I", raw, 0x18)[0]
+    high = struct.unpack_from("<I", raw, 0x150)[0]
+    if log_size > 6:
+        raise DiskError("disk.img has a damaged superblock")
+    block_size = 1024 << log_size
+    return Superblock((high << 32 | low) * block_size, block_size, bool(state & _HAS_ERRORS))
+
+
+def usage() -> dict[str, int]:
+    """Bytes of the mounted disk: size, used, free."""
+    stat = os.statvfs(DISK)
+    return {
+        "size": stat.f_blocks * stat.f_frsize,
+        "used": (stat.f_blocks - stat.f_bfree) * stat.f_frsize,
+        "free": stat.f_bavail * stat.f_frsize,
+    }
+
+
+def run(command: list[str], device: str, accept: tuple[int, ...] = (0,)) -> None:
+    """Run one of the initrd's tools to its end. Raises DiskError with its status."""
+    pid = os.posix_spawn(f"/usr/sbin/{command[0]}", command, {"PATH": "/usr/sbin", "LC_ALL": "C"})
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if status not in accept:
+        raise DiskError(f"{command[0]} failed on {device} with status {status}")
+
+
+def discard(directory: str, trash: str) -> None:
+    """Move `directory` away at once; `empty` deletes it later, however large it is."""
+    os.makedirs(trash, exist_ok=True)
+    number = len(os.listdir(trash))
+    while os.path.lexists(f"{trash}/{number}"):
+        number += 1
+    os.rename(directory, f"{trash}/{number}")
+
+
+def empty(trash: str) -> int | None:
+    """Delete what lies in `trash`, in a child whose pid is returned; None where there is nothing to do."""
+    if not os.path.isdir(trash) or not os.listdir(trash):
+        return None
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        os.nice(19)
+        fd = os.open(trash, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        _delete_below(fd)
+    finally:
+        os._exit(0)
+
+
+def _delete_below(directory: int) -> None:
+    for entry in list(os.scandir(directory)):
+        if entry.is_dir(follow_symlinks=False):
+            child = os.open(entry.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
+            _delete_below(child)
+            os.close(child)
+            os.rmdir(entry.name, dir_fd=directory)
+        else:
+            os.unlink(entry.name, dir_fd=directory)
+
+
+def _device_size(device: str) -> int:
+    with open(device, "rb") as file:
+        return file.seek(0, os.SEEK_END)
+
+
+def _grow(blocks: int) -> None:
+    fd = os.open(DISK, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.ioctl(fd, _EXT4_IOC_RESIZE_FS, struct.pack("=Q", blocks))
+    except OSError as error:
+        raise DiskError(f"the disk's filesystem cannot grow: {error.strerror}") from error
+    finally:
+        os.close(fd)

@@ -1,0 +1,76 @@
+"""The last proof of the kernel's options: the running kernel's own config against what its image promises.
+
+The supervisor calls `lost` when the host asks: the manifest has the promises, the guest has the config.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+OWN = Path("/proc/config.gz")
+"""What a kernel with IKCONFIG_PROC says of itself."""
+COPY = Path("/lib/modules/config.gz")
+"""The copy that the initrd has for Debian's kernels, which say nothing."""
+
+_LIMIT = 4 << 20
+_GZIP = 31
+_HEADER = re.compile(r"# Linux/\S+ (\S+) Kernel Configuration")
+
+
+def lost(promised: Mapping[str, str], config: str | None = None) -> list[tuple[str, str, str]]:
+    """Option, promised value and value found of each option (without CONFIG_) that is not as promised.
+
+    `config` is the running kernel's by default. Raises OSError where the guest has none, ValueError for one that is
+    empty or another kernel's, and for no promises at all: then nothing would be proven.
+    """
+    if not promised:
+        raise ValueError("the image promises no kernel options")
+    found = _options(running_config() if config is None else config)
+    if not found:
+        raise ValueError("the kernel's config is empty")
+    return [
+        (option, value, found.get(option, "n"))
+        for option, value in promised.items()
+        if found.get(option, "n") != value
+    ]
+
+
+def running_config() -> str:
+    """The text of the running kernel's config. Raises OSError, or ValueError when it is another kernel's."""
+    text = _unpack((OWN if OWN.exists() else COPY).read_bytes())
+    header = _HEADER.search(text, 0, 1000)
+    release = os.uname().release
+    if header is None or not release.startswith(header[1]):
+        raise ValueError(f"the config is not that of Linux {release}")
+    return text
+
+
+def _unpack(packed: bytes) -> str:
+    unpacker = zlib.decompressobj(_GZIP)
+    try:
+        raw = unpacker.decompress(packed, _LIMIT)
+    except zlib.error as error:
+        raise ValueError(f"the kernel's config cannot be unpacked: {error}") from error
+    if not unpacker.eof:
+        raise ValueError("the kernel's config is cut short or too large")
+    return raw.decode()
+
+
+def _options(config: str) -> dict[str, str]:
+    return {
+        line[7:end]: _number(line[end + 1 :])
+        for line in config.splitlines()
+        if line.startswith("CONFIG_") and (end := line.find("=")) > 0
+    }
+
+
+def _number(value: str) -> str:
+    """Hex as the builder writes it."""
+    return hex(int(value, 16)) if value[:2] in ("0x", "0X") else value

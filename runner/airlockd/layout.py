@@ -1,0 +1,46 @@
+"""What is mounted where in a sandbox, and in which order. Root calls it with what the host asks for in `configure`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+KINDS = ("share", "cache", "mask")
+"""In the order in which they are mounted at one and the same place: what hides comes last."""
+
+
+class Place(NamedTuple):
+    """One mount: an absolute target in the sandbox, and what `kind` needs besides."""
+
+    kind: str
+    target: str
+    read_only: bool
+    tag: str
+    directory: str
+
+
+def arrange(asked: Sequence[Mapping[str, Any]], home: str) -> list[Place]:
+    """The places, outer ones first, so that each finds what it lies in already mounted. `~` is `home`.
+
+    Raises ValueError and KeyError for what no host asks.
+    """
+    return sorted((_place(each, home) for each in asked), key=_depth)
+
+
+def _place(asked: Mapping[str, Any], home: str) -> Place:
+    kind, target = str(asked["kind"]), str(asked["target"])
+    if target == "~" or target.startswith("~/"):
+        target = f"{home.rstrip('/')}{target[1:]}"
+    parts = target.split("/")
+    if kind not in KINDS or parts[0] or len(parts) < 2 or not all(parts[1:]) or {".", ".."} & set(parts):
+        raise ValueError(f"bad place {target!r}")
+    directory = str(asked.get("directory", ""))
+    if kind == "cache" and not all(part.strip(".") for part in directory.split("/")):
+        raise ValueError(f"bad directory {directory!r}")
+    return Place(kind, target, bool(asked.get("read_only")), str(asked.get("tag", "")), directory)
+
+
+def _depth(place: Place) -> tuple[int, int]:
+    return place.target.count("/"), KINDS.index(place.kind)

@@ -1,0 +1,243 @@
+"""Processes of the sandbox: started on request, connected to streams, signalled, reaped. Called by supervisor."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import struct
+import termios
+from typing import TYPE_CHECKING, NamedTuple
+
+from airlockd import harden, linux, user
+from airlockd.protocol.pumps import Sink, Source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from airlockd.protocol.link import Link
+
+POSIX_SHELLS = {"sh", "ash", "bash", "dash", "ksh", "mksh", "zsh"}
+PIPE_SIZE = 256 * 1024
+
+
+class SpawnError(Exception):
+    """The command could not be started. `number` is the errno, `stage` what failed: chdir, exec, …
+
+    Where no call of the kernel failed, the number is 0 and the stage a sentence.
+    """
+
+    def __init__(self, number: int, stage: str) -> None:
+        super().__init__(f"{stage}: {os.strerror(number)}" if number else stage)
+        self.number, self.stage = number, stage
+
+
+class Command(NamedTuple):
+    """What to run and how: `size` is (rows, columns) of a terminal, or None for three pipes.
+
+    `login`: by the user's login shell; an empty `argv` then means that shell itself.
+    """
+
+    argv: Sequence[str]
+    cwd: str
+    env: Mapping[str, str]
+    size: tuple[int, int] | None
+    harden: bool
+    user: str
+    login: bool
+    streams: tuple[int, int, int]
+
+
+class Process:
+    """A started command. Reports `on_exit(wait status)` after all its output was sent."""
+
+    def __init__(
+        self,
+        link: Link,
+        command: Command,
+        namespace: int,
+        filter_program: bytes,
+        *,
+        on_started: Callable[[SpawnError | None], None],
+        on_exit: Callable[[int], None],
+    ) -> None:
+        self._link, self._on_started, self._on_exit = link, on_started, on_exit
+        self._status: int | None = None
+        self._started = False
+        self.terminal = -1
+        if command.size is None:
+            theirs, sources = self._pipes(command.streams)
+        else:
+            theirs, sources = self._open_terminal(command)
+        self._sources = sources
+        self._failure, failure = os.pipe()
+        self.pid = os.fork()
+        if not self.pid:
+            become(command, theirs, failure, namespace, filter_program)
+        os.close(failure)
+        for fd in set(theirs):
+            os.close(fd)
+        os.set_blocking(self._failure, False)
+        link.loop.on_readable(self._failure, self._started_or_not)
+
+    def signal(self, number: int) -> None:
+        """Signal the command's process group; for a terminal, the group in its foreground."""
+        if self._status is not None:
+            return
+        group = self.pid
+        if self.terminal >= 0:
+            try:
+                group = os.tcgetpgrp(self.terminal) or group
+            except OSError:
+                pass
+        try:
+            os.killpg(group, number)
+        except ProcessLookupError:
+            pass
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Tell the terminal its new size; the kernel then sends SIGWINCH."""
+        if self.terminal >= 0:
+            fcntl.ioctl(self.terminal, termios.TIOCSWINSZ, _window(rows, columns))
+
+    def exited(self, status: int) -> None:
+        """The supervisor reaped it, with this wait status. What it wrote is still to be sent."""
+        self._status = status
+        if self._started:
+            self._drain()
+
+    def _drain(self) -> None:
+        for source in self._sources:
+            source.drain()
+        self._report()
+
+    def _report(self) -> None:
+        if self._status is not None and self._started and all(source.done for source in self._sources):
+            status, self._status = self._status, None
+            if self.terminal >= 0:
+                os.close(self.terminal)
+                self.terminal = -1
+            self._on_exit(status)
+
+    def _started_or_not(self) -> None:
+        try:
+            report = os.read(self._failure, 256)
+        except BlockingIOError:
+            return
+        self._link.loop.forget(self._failure)
+        os.close(self._failure)
+        if report:
+            number, stage = report.decode().split(" ", 1)
+            self._on_started(SpawnError(int(number), stage))
+        else:
+            self._on_started(None)
+        self._started = True
+        if self._status is not None:
+            self._drain()
+
+    def _pipes(self, streams: tuple[int, int, int]) -> tuple[tuple[int, int, int], list[Source]]:
+        ends = [os.pipe() for _ in range(3)]
+        for read, _ in ends:
+            fcntl.fcntl(read, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+        (stdin, our_stdin), (our_stdout, stdout), (our_stderr, stderr) = ends
+        for fd in (our_stdin, our_stdout, our_stderr):
+            os.set_blocking(fd, False)
+        Sink(self._link, our_stdin, streams[0])
+        sources = [
+            Source(self._link, our_stdout, streams[1], self._report),
+            Source(self._link, our_stderr, streams[2], self._report),
+        ]
+        return (stdin, stdout, stderr), sources
+
+    def _open_terminal(self, command: Command) -> tuple[tuple[int, int, int], list[Source]]:
+        master, slave = os.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, _window(*(command.size or (24, 80))))
+        self.terminal = master
+        os.set_blocking(master, False)
+        Sink(self._link, os.dup(master), command.streams[0])
+        source = Source(self._link, os.dup(master), command.streams[1], self._report)
+        return (slave, slave, slave), [source]
+
+
+def _window(rows: int, columns: int) -> bytes:
+    return struct.pack("HHHH", min(rows, 0xFFFF), min(columns, 0xFFFF), 0, 0)
+
+
+def become(
+    command: Command, stdio: tuple[int, int, int], failure: int, namespace: int, filter_program: bytes
+) -> None:
+    """In the child: turn into the command. Never returns."""
+    stage = "start"
+    try:
+        for number in range(1, signal.NSIG):
+            try:
+                signal.signal(number, signal.SIG_DFL)
+            except (OSError, ValueError):
+                pass
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        os.setsid()
+        # Above the three numbers that dup2 is about to take.
+        failure = fcntl.fcntl(failure, fcntl.F_DUPFD_CLOEXEC, 10)
+        stdio = tuple(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in stdio)  # type: ignore[assignment]
+        for target, fd in enumerate(stdio):
+            os.dup2(fd, target)
+        if command.size is not None:
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        _write("/proc/self/oom_score_adj", "0")
+        stage = "namespace"
+        linux.setns(namespace, linux.CLONE_NEWNS)
+        stage = "user"
+        account = user.look_up(command.user)
+        if command.harden:
+            stage = "harden"
+            harden.apply(filter_program)
+        stage = "user"
+        user.become(account)
+        stage = "chdir"
+        os.chdir(command.cwd)
+        stage = "exec"
+        argv = login_argv(account.shell, command.argv) if command.login else command.argv
+        _execute(argv, {**account.environment(), **command.env})
+    except LookupError as error:
+        os.write(failure, f"0 {error}".encode()[:200])
+    except OSError as error:
+        os.write(failure, f"{error.errno or errno.EIO} {stage}".encode())
+    except BaseException as error:
+        os.write(failure, f"{errno.EIO} {stage}: {error}".encode()[:200])
+    finally:
+        os._exit(127)
+
+
+def login_argv(shell: str, argv: Sequence[str]) -> Sequence[str]:
+    """`argv` run by `shell` as a login shell, or that shell alone."""
+    if not argv:
+        return [shell, "-l"]
+    if shell.rpartition("/")[2] not in POSIX_SHELLS:
+        # Others have no "$@": what /etc/profile sets is better than nothing.
+        shell = "/bin/sh"
+    return [shell, "-l", "-c", 'exec "$@"', shell, *argv]
+
+
+def _execute(argv: Sequence[str], env: dict[str, str]) -> None:
+    """execve by PATH of `env`, as a shell finds it. Raises the most telling OSError."""
+    name = argv[0]
+    if "/" in name:
+        os.execve(name, list(argv), env)
+    denied: OSError | None = None
+    for directory in env.get("PATH", os.defpath).split(":"):
+        try:
+            os.execve(f"{directory or '.'}/{name}", list(argv), env)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            denied = error
+    raise denied or FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+
+
+def _write(path: str, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)

@@ -1,0 +1,122 @@
+"""Frames: the bytes on every airlock wire (control and network ports, cli.sock).
+
+A frame is two big-endian u32 (header length, payload length), a JSON object, and the payload as it is.
+Both ends treat the other as hostile: lengths are checked before anything is kept or parsed.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from typing import Any, NamedTuple
+
+PREFIX = struct.Struct(">II")
+MAX_HEADER = 256 * 1024
+"""Bytes of JSON in one frame: room for an environment or an argv of a size that Linux would still execute."""
+MAX_PAYLOAD = 256 * 1024
+"""Bytes of raw data in one frame."""
+MAX_DEPTH = 16
+JOIN = 4096
+"""A payload up to here is copied behind its header: on a virtio port each buffer costs an exit of the VM."""
+
+Header = dict[str, Any]
+
+_encode_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+
+
+class ProtocolError(Exception):
+    """The other end broke the protocol. The only answer is to close the connection and say why."""
+
+
+class Frame(NamedTuple):
+    """One frame: its JSON object and its raw payload."""
+
+    header: Header
+    payload: bytes
+
+
+def encode(header: Header, payload: bytes | memoryview = b"") -> list[bytes | memoryview]:
+    """The frame as buffers to write in order; the payload is not copied.
+
+    Raises ProtocolError where the frame would be refused by the other end.
+    """
+    text = _encode_json(header).encode("utf-8", "surrogateescape")
+    if len(text) > MAX_HEADER or len(payload) > MAX_PAYLOAD:
+        raise ProtocolError(f"frame too large: header of {len(text)} bytes, payload of {len(payload)} bytes")
+    head = PREFIX.pack(len(text), len(payload)) + text
+    if len(payload) <= JOIN:
+        return [head + payload]
+    return [head, payload]
+
+
+class Decoder:
+    """Turns bytes, cut anywhere, into frames. Never holds more than one frame and one read."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes | memoryview) -> list[Frame]:
+        """The frames that these bytes complete. Raises ProtocolError on the first bad one."""
+        buffer = self._buffer
+        buffer += data
+        frames: list[Frame] = []
+        position, available = 0, len(buffer)
+        while available - position >= PREFIX.size:
+            header_size, payload_size = PREFIX.unpack_from(buffer, position)
+            if header_size > MAX_HEADER or payload_size > MAX_PAYLOAD:
+                raise ProtocolError(
+                    f"oversized frame: header of {header_size} bytes, payload of {payload_size} bytes"
+                )
+            start = position + PREFIX.size
+            middle, end = start + header_size, start + header_size + payload_size
+            if end > available:
+                break
+            frames.append(Frame(_parse(buffer[start:middle]), bytes(memoryview(buffer)[middle:end])))
+            position = end
+        if position:
+            del buffer[:position]
+        return frames
+
+    @property
+    def pending(self) -> int:
+        """Bytes of an unfinished frame; not 0 at the end of the connection means that it was cut off."""
+        return len(self._buffer)
+
+
+def _parse(text: bytearray) -> Header:
+    try:
+        # Depth first: the C scanner recurses per bracket, and a hostile header could exhaust the stack.
+        if text.count(b"{") + text.count(b"[") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
+            raise ProtocolError("header is nested too deeply")
+        header = json.loads(text.decode("utf-8", "surrogateescape"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError(f"header is not JSON: {error}") from None
+    if not isinstance(header, dict) or not isinstance(header.get("t"), str):
+        raise ProtocolError("header is not an object with a type")
+    return header
+
+
+def _depth(text: bytearray) -> int:
+    """The deepest nesting, counting brackets outside strings."""
+    deepest = depth = 0
+    quoted = escaped = False
+    for byte in text:
+        if quoted:
+            if escaped:
+                escaped = False
+            elif byte == 0x5C:
+                escaped = True
+            elif byte == 0x22:
+                quoted = False
+        elif byte == 0x22:
+            quoted = True
+        elif byte in b"{[":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif byte in b"}]":
+            depth -= 1
+    return deepest
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not allowed")

@@ -1,0 +1,152 @@
+"""A connection that lives on a descriptor: reads and writes it for a `Mux`, and routes what arrives.
+
+Used by airlockd on its ports, by the session on both of its sides, and by `airlock exec`.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Protocol
+
+from airlockd.protocol.frames import ProtocolError
+from airlockd.protocol.mux import Credit, Data, End, Message, Mux, Reset
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from airlockd.protocol.loop import Loop
+
+READ_SIZE = 256 * 1024
+MAX_OUTPUT = 64 * 1024 * 1024
+"""Bytes waiting to be written at which the other end counts as stuck. Flow control keeps streams far below."""
+
+
+class StreamHandler(Protocol):
+    """What serves one stream of a link."""
+
+    def on_data(self, data: bytes) -> None:
+        """Bytes arrived; call `mux.consumed` once they are out."""
+
+    def on_end(self) -> None:
+        """No more will arrive."""
+
+    def on_credit(self, amount: int) -> None:
+        """There is room to send `amount` more bytes."""
+
+    def on_reset(self) -> None:
+        """The stream is gone, both ways, or the whole link is."""
+
+
+class Link:
+    """One connection: its descriptor (non-blocking, closed by `close`), its streams and who serves them."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        fd: int,
+        on_message: Callable[[Message], None],
+        on_close: Callable[[str | None], None],
+    ) -> None:
+        self.loop = loop
+        self.mux = Mux()
+        self.closed = False
+        self._fd = fd
+        self._on_message = on_message
+        self._on_close = on_close
+        self._handlers: dict[int, StreamHandler] = {}
+        self._space = memoryview(bytearray(READ_SIZE))
+        self._waiting = False
+        os.set_blocking(fd, False)
+        loop.on_readable(fd, self._read)
+        loop.after(self.flush)
+
+    def open(self, stream: int, handler: StreamHandler) -> None:
+        """Open an agreed stream and serve it with `handler`."""
+        self.mux.open(stream)
+        self._handlers[stream] = handler
+
+    def refuse(self, streams: Iterable[int]) -> None:
+        """Reset agreed streams that will not be served, opened or not."""
+        for stream in streams:
+            if not self.mux.is_open(stream):
+                self.mux.open(stream)
+            self._handlers.pop(stream, None)
+            self.mux.reset(stream)
+
+    def flush(self) -> None:
+        """Write what is queued, as far as the descriptor takes it now."""
+        if self.closed or self._waiting:
+            return
+        mux = self.mux
+        try:
+            while mux.output_size:
+                buffers = mux.buffers()
+                mux.written(os.writev(self._fd, [buffers[i] for i in range(min(len(buffers), 64))]))
+        except BlockingIOError:
+            if mux.output_size > MAX_OUTPUT:
+                self.close("the other end does not read")
+                return
+            self._waiting = True
+            self.loop.on_writable(self._fd, self._writable)
+        except OSError as error:
+            self.close(error.strerror)
+
+    def close(self, reason: str | None = None) -> None:
+        """Close the descriptor, end every stream's handler, and report; harmless when closed."""
+        if self.closed:
+            return
+        self.closed = True
+        self.loop.forget(self._fd)
+        os.close(self._fd)
+        handlers, self._handlers = self._handlers, {}
+        for handler in handlers.values():
+            handler.on_reset()
+        self._on_close(reason)
+
+    def _writable(self) -> None:
+        self._waiting = False
+        self.loop.on_writable(self._fd, None)
+        self.flush()
+
+    def _read(self) -> None:
+        # A virtio port gives a page per read: gather before parsing.
+        space, filled, ended = self._space, 0, False
+        try:
+            while filled < len(space):
+                count = os.readv(self._fd, [space[filled:]])
+                if not count:
+                    ended = True
+                    break
+                filled += count
+        except BlockingIOError:
+            pass
+        except OSError:
+            ended = True
+        try:
+            for event in self.mux.receive(space[:filled]):
+                if self.closed:
+                    return
+                self._route(event)
+        except ProtocolError as error:
+            self.close(f"protocol error: {error}")
+            return
+        if ended:
+            self.close(None)
+
+    def _route(self, event: Message | Data | End | Credit | Reset) -> None:
+        if isinstance(event, Message):
+            self._on_message(event)
+            return
+        handler = self._handlers.get(event.stream)
+        if handler is None:
+            return
+        if isinstance(event, Data):
+            handler.on_data(event.data)
+        elif isinstance(event, Credit):
+            handler.on_credit(event.amount)
+        elif isinstance(event, End):
+            handler.on_end()
+        else:
+            handler.on_reset()
+        if not self.mux.is_open(event.stream):
+            self._handlers.pop(event.stream, None)

@@ -1,0 +1,231 @@
+"""Many flow-controlled streams and calls over one connection, without any I/O of its own.
+
+Both ends of every wire use it: bytes in, events out; commands in, bytes out. The rules that bound memory are
+enforced here: a sender may have at most WINDOW unconsumed bytes in flight per stream, a receiver closes the
+connection on a sender who sends more.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from airlockd.protocol.frames import MAX_PAYLOAD, Decoder, Header, ProtocolError, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+WINDOW = 1024 * 1024
+"""Bytes a sender may have in flight on one stream before the receiver has consumed any."""
+CREDIT_PORTION = WINDOW // 4
+"""Consumed bytes that are gathered before the sender is told."""
+MAX_STREAMS = 4096
+"""Streams open at once on one connection."""
+MAX_STREAM_ID = 2**53
+
+
+class Message(NamedTuple):
+    """A frame that belongs to no stream: a call, a reply, an event."""
+
+    header: Header
+    payload: bytes
+
+
+class Data(NamedTuple):
+    """Bytes that arrived on a stream; give the credit back with `consumed` once they are written out."""
+
+    stream: int
+    data: bytes
+
+
+class End(NamedTuple):
+    """The other end will send no more on this stream."""
+
+    stream: int
+
+
+class Credit(NamedTuple):
+    """The other end consumed bytes: there is room to send again."""
+
+    stream: int
+    amount: int
+
+
+class Reset(NamedTuple):
+    """The other end dropped the stream, both ways."""
+
+    stream: int
+
+
+Event = Message | Data | End | Credit | Reset
+
+_CONTROL = frozenset({"call", "reply", "error", "event"})
+
+
+class _Stream:
+    __slots__ = ("credit", "owed", "receive_window", "received_end", "sent_end")
+
+    def __init__(self) -> None:
+        self.credit = WINDOW
+        self.receive_window = WINDOW
+        self.owed = 0
+        self.received_end = False
+        self.sent_end = False
+
+
+class Mux:
+    """The state of one connection. Streams are opened by number, by agreement in a call, on both ends."""
+
+    def __init__(self) -> None:
+        self._decoder = Decoder()
+        self._streams: dict[int, _Stream] = {}
+        # Streams that this end reset: frames for them may still be on their way and are dropped in silence.
+        self._forgotten: deque[int] = deque(maxlen=MAX_STREAMS)
+        self._output: deque[bytes | memoryview] = deque()
+        self.output_size = 0
+
+    # ---- output
+
+    def buffers(self) -> deque[bytes | memoryview]:
+        """What is waiting to be written, in order; take from it through `written`."""
+        return self._output
+
+    def written(self, count: int) -> None:
+        """Drop the first `count` bytes of the output."""
+        self.output_size -= count
+        output = self._output
+        while count:
+            first = output[0]
+            if len(first) <= count:
+                count -= len(first)
+                output.popleft()
+            else:
+                output[0] = memoryview(first)[count:]
+                count = 0
+
+    def send(self, header: Header, payload: bytes | memoryview = b"") -> None:
+        """Queue a frame that belongs to no stream."""
+        for part in encode(header, payload):
+            self._output.append(part)
+            self.output_size += len(part)
+
+    # ---- streams
+
+    def open(self, stream: int) -> None:
+        """Know a stream that both ends agreed upon. Raises ProtocolError on a number in use or too many."""
+        if not isinstance(stream, int) or isinstance(stream, bool) or not 0 < stream < MAX_STREAM_ID:
+            raise ProtocolError(f"bad stream number {stream!r}")
+        if stream in self._streams:
+            raise ProtocolError(f"stream {stream} is already open")
+        if len(self._streams) >= MAX_STREAMS:
+            raise ProtocolError("too many streams")
+        self._streams[stream] = _Stream()
+
+    def is_open(self, stream: int) -> bool:
+        """Whether the stream is known and not yet closed in both directions."""
+        return stream in self._streams
+
+    def credit(self, stream: int) -> int:
+        """Bytes that may be sent on the stream now; 0 where it is closed."""
+        state = self._streams.get(stream)
+        return 0 if state is None or state.sent_end else state.credit
+
+    def send_data(self, stream: int, data: bytes | memoryview) -> None:
+        """Queue bytes on a stream; at most `credit` of them."""
+        state = self._streams[stream]
+        if state.sent_end or len(data) > state.credit:
+            raise ProtocolError(f"no credit to send {len(data)} bytes on stream {stream}")
+        state.credit -= len(data)
+        view = memoryview(data)
+        for start in range(0, len(view), MAX_PAYLOAD):
+            self.send({"t": "data", "s": stream}, view[start : start + MAX_PAYLOAD])
+
+    def send_end(self, stream: int) -> None:
+        """Say that nothing more comes from this end; harmless when already said or closed."""
+        state = self._streams.get(stream)
+        if state is not None and not state.sent_end:
+            state.sent_end = True
+            self.send({"t": "end", "s": stream})
+            self._forget_if_done(stream, state)
+
+    def consumed(self, stream: int, count: int) -> None:
+        """Give the sender credit for bytes that were written out or dropped."""
+        state = self._streams.get(stream)
+        if state is None or state.received_end:
+            return
+        state.owed += count
+        # In portions: a frame for every small write would cost more than the data.
+        if state.owed >= CREDIT_PORTION:
+            state.receive_window += state.owed
+            self.send({"t": "credit", "s": stream, "n": state.owed})
+            state.owed = 0
+
+    def reset(self, stream: int) -> None:
+        """Drop a stream both ways; harmless when it is closed."""
+        if self._streams.pop(stream, None) is not None:
+            self._forgotten.append(stream)
+            self.send({"t": "reset", "s": stream})
+
+    # ---- input
+
+    def receive(self, data: bytes | memoryview) -> Iterator[Event]:
+        """What these bytes mean. Raises ProtocolError, after which the connection is to be closed.
+
+        One event at a time: serving a call may open the stream that the next frame is about.
+        """
+        for frame in self._decoder.feed(data):
+            event = self._event(frame.header, frame.payload)
+            if event is not None:
+                yield event
+
+    def _event(self, header: Header, payload: bytes) -> Event | None:
+        kind = header["t"]
+        if kind in _CONTROL:
+            return Message(header, payload)
+        handler = getattr(self, f"_on_{kind}", None) if kind in ("data", "end", "credit", "reset") else None
+        if handler is None:
+            raise ProtocolError(f"unknown frame type {kind!r:.40}")
+        if payload and kind != "data":
+            raise ProtocolError(f"{kind} carries a payload")
+        number = header.get("s")
+        state = self._streams.get(number) if isinstance(number, int) else None
+        if state is None:
+            if number in self._forgotten:
+                return None
+            raise ProtocolError(f"{kind} for unknown stream {number!r:.40}")
+        event: Event | None = handler(number, state, header, payload)
+        return event
+
+    def _on_data(self, stream: int, state: _Stream, _header: Header, payload: bytes) -> Event:
+        if state.received_end:
+            raise ProtocolError(f"data after the end of stream {stream}")
+        if len(payload) > state.receive_window:
+            raise ProtocolError(f"stream {stream} was sent more than its window")
+        state.receive_window -= len(payload)
+        return Data(stream, payload)
+
+    def _on_end(self, stream: int, state: _Stream, _header: Header, _payload: bytes) -> Event:
+        if state.received_end:
+            raise ProtocolError(f"stream {stream} ended twice")
+        state.received_end = True
+        self._forget_if_done(stream, state)
+        return End(stream)
+
+    def _on_credit(self, stream: int, state: _Stream, header: Header, _payload: bytes) -> Event:
+        amount: Any = header.get("n")
+        if not isinstance(amount, int) or isinstance(amount, bool) or amount <= 0:
+            raise ProtocolError(f"bad credit {amount!r:.40}")
+        if state.credit + amount > WINDOW:
+            raise ProtocolError(f"credit beyond the window on stream {stream}")
+        state.credit += amount
+        return Credit(stream, amount)
+
+    def _on_reset(self, stream: int, _state: _Stream, _header: Header, _payload: bytes) -> Event:
+        del self._streams[stream]
+        return Reset(stream)
+
+    def _forget_if_done(self, stream: int, state: _Stream) -> None:
+        if state.sent_end and state.received_end:
+            del self._streams[stream]
+            # Credit for what was still in flight may arrive after the end.
+            self._forgotten.append(stream)

@@ -1,0 +1,216 @@
+"""The sandbox's root: image below, the project's disk above, shares inside. Called by supervisor for `configure`.
+
+airlockd itself stays in the initrd, which no process of the sandbox can see. The sandbox's processes live in a mount
+namespace of their own whose root is the overlay, truly its root and not a chroot: in a chroot the kernel refuses user
+namespaces, which rootless containers need.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING, Any
+
+from airlockd import boot, disk, linux
+from airlockd.layout import Place, arrange
+from airlockd.user import User, look_up
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+SANDBOX = "/sandbox"
+OVERLAY, USERDATA, TRASH = f"{disk.DISK}/overlay", f"{disk.DISK}/userdata", f"{disk.DISK}/trash"
+CACHE = f"{disk.DISK}/cache"
+EMPTY = "/empty"
+_ROOT_KEY = f"{OVERLAY}/root-key"
+_9P = "trans=virtio,version=9p2000.L,msize=1048576,cache=mmap,access=client"
+
+
+class Root:
+    """The mounted root: a mount namespace to enter, and what has to be undone at shutdown."""
+
+    def __init__(self) -> None:
+        self.namespace = -1
+        self._mounts: list[str] = []
+        self._directory = -1
+
+    def build(self, root_key: str, places: Sequence[Mapping[str, Any]], user: str, new: bool) -> None:
+        """Assemble everything. `user` is whose home `~` is. Raises DiskError, OSError and ValueError."""
+        device = boot.find_disk("airlock-disk")
+        if device is None:
+            raise disk.DiskError("the machine has no block device airlock-disk")
+        disk.mount(device, new)
+        self._mounts.append(disk.DISK)
+        reset_overlay(root_key)
+        os.makedirs(USERDATA, exist_ok=True)
+        options = f"lowerdir={boot.IMAGE},upperdir={OVERLAY}/upper,workdir={OVERLAY}/work"
+        linux.mount("overlay", SANDBOX, "overlay", 0, options)
+        self._mounts.append(SANDBOX)
+        self._directory = os.open(SANDBOX, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        for name in ("proc", "sys", "dev"):
+            self._mount(f"/{name}", f"/{name}", "", linux.MS_BIND | linux.MS_REC)
+        self._mount("tmpfs", "/run", "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=0755")
+        os.mkdir(f"{SANDBOX}/run/lock", 0o1777)
+        self._mount(USERDATA, "/airlock/disk", "", linux.MS_BIND)
+        account = self._account(user)
+        arranged = arrange(places, account.home)
+        for place in arranged:
+            self._put(place, account)
+        for place in arranged:
+            if place.kind == "mask":
+                # Only now: a share may lie below a mask and needs a directory to be mounted on.
+                self._remount(place.target, linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV)
+        os.close(self._directory)
+        self.namespace = _enter_later(SANDBOX)
+
+    def take_down(self) -> None:
+        """Unmount so that the disk's filesystem is clean. Call when no process of the sandbox is left."""
+        if self.namespace >= 0:
+            os.close(self.namespace)
+            self.namespace = -1
+        while self._mounts:
+            target = self._mounts.pop()
+            if target not in (SANDBOX, disk.DISK):
+                linux.unmount(target, linux.MNT_DETACH)
+                continue
+            try:
+                linux.unmount(target)
+            except OSError:
+                # Something still holds it: whatever it is, what was written must be on the disk.
+                os.sync()
+                linux.unmount(target, linux.MNT_DETACH)
+        os.sync()
+
+    def _account(self, name: str) -> User:
+        def opener(path: str, _flags: int) -> int:
+            return linux.open_in_root(self._directory, path, os.O_RDONLY | os.O_NONBLOCK)
+
+        try:
+            return look_up(name, opener=opener)
+        except LookupError:
+            # Each command says so by itself; no place depends on such a user's home.
+            return User(name, 0, 0, "/", "/bin/sh")
+
+    def _put(self, place: Place, account: User) -> None:
+        if place.kind == "share":
+            self._mount(place.tag, place.target, "9p", linux.MS_RDONLY if place.read_only else 0, _9P)
+        elif place.kind == "cache":
+            directory = f"{CACHE}/{place.directory}"
+            if not os.path.isdir(directory):
+                os.makedirs(directory)
+                os.chown(directory, account.uid, account.gid)
+            self._mount(directory, place.target, "", linux.MS_BIND)
+        elif self._is_file(place.target):
+            with open(EMPTY, "ab"):
+                pass
+            self._mount(EMPTY, place.target, "", linux.MS_BIND, file=True)
+        else:
+            self._mount("tmpfs", place.target, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=0755")
+
+    def _is_file(self, target: str) -> bool:
+        try:
+            fd = linux.open_in_root(self._directory, target, os.O_PATH)
+        except OSError:
+            return False
+        try:
+            return not stat.S_ISDIR(os.fstat(fd).st_mode)
+        finally:
+            os.close(fd)
+
+    def _remount(self, target: str, flags: int) -> None:
+        fd = linux.open_in_root(self._directory, target, os.O_PATH)
+        try:
+            # Of this mount alone: the file that hides files is one for all of them.
+            linux.mount("", f"/proc/self/fd/{fd}", "", linux.MS_REMOUNT | linux.MS_BIND | flags)
+        finally:
+            os.close(fd)
+
+    def _mount(
+        self, source: str, target: str, kind: str, flags: int, options: str = "", *, file: bool = False
+    ) -> None:
+        """Mount at a path of the sandbox that no symlink of the sandbox can lead elsewhere.
+
+        A directory is made if need be; a `file` is there.
+        """
+        fd = linux.open_in_root(self._directory, target, os.O_PATH) if file else self._directory_at(target)
+        try:
+            linux.mount(source, f"/proc/self/fd/{fd}", kind, flags, options)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, target) from None
+        finally:
+            os.close(fd)
+        self._mounts.append(f"{SANDBOX}{target}")
+
+    def _make_directory(self, name: str, parent: int) -> None:
+        os.mkdir(name, 0o755, dir_fd=parent)
+        owner, made = os.fstat(parent), os.stat(name, dir_fd=parent, follow_symlinks=False)
+        if (owner.st_uid, owner.st_gid) != (made.st_uid, made.st_gid):
+            # In a user's home, or in the host user's project, it is not root's.
+            os.chown(name, owner.st_uid, owner.st_gid, dir_fd=parent, follow_symlinks=False)
+
+    def _directory_at(self, target: str) -> int:
+        flags = os.O_PATH | os.O_DIRECTORY
+        current = linux.open_in_root(self._directory, "/", flags)
+        path = ""
+        for part in target.strip("/").split("/"):
+            path = f"{path}/{part}"
+            try:
+                following = linux.open_in_root(self._directory, path, flags)
+            except FileNotFoundError:
+                self._make_directory(part, current)
+                following = linux.open_in_root(self._directory, path, flags)
+            os.close(current)
+            current = following
+        return current
+
+
+def reset_overlay(root_key: str) -> None:
+    """Make sure that upper and work directory exist and belong to this root filesystem; drop those of another.
+
+    The key is written last: where it is missing, the directories are not trusted.
+    """
+    try:
+        with open(_ROOT_KEY, encoding="utf-8") as file:
+            if file.read() == root_key:
+                return
+    except FileNotFoundError:
+        pass
+    if os.path.lexists(OVERLAY):
+        disk.discard(OVERLAY, TRASH)
+    os.makedirs(f"{OVERLAY}/upper")
+    os.makedirs(f"{OVERLAY}/work")
+    with open(_ROOT_KEY, "w", encoding="utf-8") as file:
+        file.write(root_key)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _enter_later(directory: str) -> int:
+    """A mount namespace whose root is the mount at `directory`, as a descriptor for setns."""
+    ready, tell = os.pipe()
+    finish, release = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            linux.unshare(linux.CLONE_NEWNS)
+            linux.mount("", "/", "", linux.MS_REC | linux.MS_PRIVATE)
+            os.chdir(directory)
+            linux.mount(".", "/", "", linux.MS_MOVE)
+            os.chroot(".")
+            # As systemd leaves it: containers expect a root whose mounts propagate.
+            linux.mount("", "/", "", linux.MS_REC | linux.MS_SHARED)
+            os.write(tell, b"y")
+            os.close(release)
+            os.read(finish, 1)
+        finally:
+            os._exit(0)
+    os.close(tell)
+    os.close(finish)
+    try:
+        if not os.read(ready, 1):
+            raise OSError("the sandbox's mount namespace could not be made")
+        return os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(ready)
+        os.close(release)
+        os.waitpid(pid, 0)

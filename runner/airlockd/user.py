@@ -1,0 +1,94 @@
+"""Users of the sandbox: who a name is, and turning into that user. Called by process.py in the child.
+
+Read from the sandbox's own files, without the C library, whose name service would load code of the sandbox's.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_LIMIT = 1 << 20
+_MAX_ID = (1 << 32) - 2
+
+
+class User(NamedTuple):
+    """A user as /etc/passwd and /etc/group know him; `groups` are the supplementary ones."""
+
+    name: str
+    uid: int
+    gid: int
+    home: str
+    shell: str
+    groups: tuple[int, ...] = ()
+
+    def environment(self) -> dict[str, str]:
+        """What a command finds out about its user by."""
+        return {"HOME": self.home, "USER": self.name, "LOGNAME": self.name, "SHELL": self.shell}
+
+
+ROOT = User("root", 0, 0, "/root", "/bin/sh")
+
+
+def look_up(wanted: str, etc: str = "/etc", opener: Callable[[str, int], int] | None = None) -> User:
+    """The user with this name or, if it is a number, this uid. `opener` is as for `open`. Raises LookupError.
+
+    There is always a root, and always a user for a number: commands of images without a passwd are no error.
+    """
+    number = int(wanted) if wanted.isascii() and wanted.isdigit() else -1
+    found: User | None = None
+    for line in _lines(f"{etc}/passwd", opener):
+        user = _parse(line)
+        if user is not None and (user.name == wanted or user.uid == number):
+            found = user
+            break
+    if found is None:
+        if wanted == ROOT.name or number == 0:
+            found = ROOT
+        elif 0 < number <= _MAX_ID:
+            found = User(wanted, number, number, "/", "/bin/sh")
+        else:
+            raise LookupError(f"the sandbox has no user {wanted}")
+    return found._replace(groups=tuple(_groups(found.name, _lines(f"{etc}/group", opener))))
+
+
+def become(user: User) -> None:
+    """Turn this process into `user`, with the terminal or pipes on 0, 1 and 2 his own. Raises OSError."""
+    if user.uid:
+        for fd in range(3):
+            # Programs open /dev/stdout, /dev/tty and the like anew.
+            os.fchown(fd, user.uid, -1)
+    # The primary group among them, as initgroups(3) has it.
+    os.setgroups(sorted({user.gid, *user.groups}))
+    os.setgid(user.gid)
+    os.setuid(user.uid)
+
+
+def _parse(line: str) -> User | None:
+    fields = line.split(":")
+    try:
+        uid, gid = int(fields[2]), int(fields[3])
+        home, shell = fields[5] or "/", fields[6] or "/bin/sh"
+    except (IndexError, ValueError):
+        return None
+    return User(fields[0], uid, gid, home, shell) if 0 <= uid <= _MAX_ID and 0 <= gid <= _MAX_ID else None
+
+
+def _groups(name: str, lines: list[str]) -> list[int]:
+    found = []
+    for line in lines:
+        fields = line.split(":")
+        if len(fields) == 4 and name in fields[3].split(",") and fields[2].isascii() and fields[2].isdigit():
+            found.append(int(fields[2]))
+    return [number for number in found if number <= _MAX_ID][:1024]
+
+
+def _lines(path: str, opener: Callable[[str, int], int] | None) -> list[str]:
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape", opener=opener) as file:
+            return file.read(_LIMIT).splitlines()
+    except OSError:
+        return []
