@@ -1,0 +1,115 @@
+"""`airlock config`: what the config files of this project come to, and what a config file may say."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from airlock.cli import group
+from airlock.output import say, say_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from airlock_runner.config.effective import Setting
+    from airlock_runner.config.layers import Layers
+    from airlock_store.errors import Location
+
+
+@group("config", examples=["airlock config show", "airlock config schema > airlock.schema.json"])
+def config() -> None:
+    """Show the configuration of this project, or the schema of config files."""
+
+
+@config.command("show", examples=["airlock config show", "airlock config show --json"])
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show(as_json: bool) -> None:
+    """Print what all config files come to, with the place that each value was written at.
+
+    References such as ${TOKEN} are printed as they are written, not what they stand for.
+    """
+    from airlock_runner.config.effective import settings
+    from airlock_runner.config.layers import read_layers, without_disabled
+    from airlock_runner.config.model import ProjectConfig
+    from airlock_store.schema import decode
+
+    layers = read_layers(Path.cwd())
+    decode(without_disabled(layers.document), ProjectConfig)
+    found = settings(layers.document)
+    if as_json:
+        say_json(_as_json(layers, found))
+    else:
+        say("\n".join([*_heading(layers), *_as_toml(found)]))
+
+
+@config.command("schema", examples=["airlock config schema > airlock.schema.json"])
+def schema() -> None:
+    """Print the JSON Schema of config files: for editors, and for whoever writes configs by program."""
+    from airlock_runner.config.schema import json_schema
+
+    say_json(json_schema())
+
+
+def _as_json(layers: Layers, found: Iterable[Setting]) -> dict[str, Any]:
+    return {
+        "files": [slot.path for slot in layers.slots],
+        "ignored": [path for slot in layers.slots for path in slot.ignored],
+        "settings": [
+            {
+                "key": each.place,
+                "value": each.value,
+                "from": each.at and _place(each.at),
+                "elements": [_place(at) for at in each.elements],
+                "unset": each.unset or None,
+            }
+            for each in found
+        ],
+    }
+
+
+def _place(at: Location) -> dict[str, Any]:
+    return {"file": at.path, "line": at.line, "column": at.column}
+
+
+def _heading(layers: Layers) -> Iterator[str]:
+    if not layers.slots:
+        yield "# no config file"
+    for slot in layers.slots:
+        yield f"# {_short(slot.path)}"
+        for path in slot.ignored:
+            yield f"# {_short(path)} is not read: {slot.path.name} comes first"
+
+
+def _as_toml(found: Iterable[Setting]) -> Iterator[str]:
+    import tomlkit
+
+    table: tuple[str | int, ...] = ()
+    for each in found:
+        if each.place[:-1] != table:
+            table = each.place[:-1]
+            yield f"\n[{'.'.join(tomlkit.key(str(key)).as_string() for key in table)}]"
+        key = tomlkit.key(str(each.place[-1])).as_string()
+        if each.at is None:
+            yield f"# {key}: {each.unset}"
+        elif each.elements:
+            yield f"{key} = ["
+            for value, at in zip(each.value, each.elements, strict=True):
+                yield f"    {tomlkit.item(value).as_string()},  # {_line(at)}"
+            yield "]"
+        else:
+            yield f"{key} = {tomlkit.item(each.value).as_string()}  # {_line(each.at)}"
+
+
+def _line(at: Location) -> str:
+    return f"{_short(at.path)}:{at.line}"
+
+
+def _short(path: Path) -> str:
+    """`path` as people call it: from here, or from their home."""
+    for base, prefix in ((Path.cwd(), ""), (Path(os.path.expanduser("~")), "~/")):
+        if path.is_relative_to(base):
+            return f"{prefix}{path.relative_to(base)}"
+    return str(path)

@@ -1,0 +1,136 @@
+"""`airlock doctor`: what this machine has and lacks for running and building sandboxes, and what to do about it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from airlock.cli import command
+from airlock.output import say, say_json, say_table
+from airlock_store.errors import AirlockError
+from airlock_store.sizes import GIB, MIB, format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from airlock_store.image import Image
+
+OK, WARNING, MISSING = "ok", "warning", "missing"
+LOW_DISK, LOW_MEMORY = 4 * GIB, 512 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report. A `status` of "missing" means that no sandbox can run here."""
+
+    name: str
+    status: str
+    detail: str
+    hint: str = ""
+
+
+@command("doctor", examples=["airlock doctor", "airlock doctor --json"])
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor(as_json: bool) -> int:
+    """Check this machine: QEMU, acceleration, disk, memory, tools. Exit code 1 if sandboxes cannot run here."""
+    findings = [*_machine(), _disk(), _memory(), *_builder()]
+    if as_json:
+        say_json([asdict(finding) for finding in findings])
+    else:
+        say_table((finding.status, finding.name, finding.detail) for finding in findings)
+        for hint in dict.fromkeys(finding.hint for finding in findings if finding.hint):
+            say(f"hint: {hint}")
+    return 1 if any(finding.status == MISSING for finding in findings) else 0
+
+
+def _machine() -> Iterator[Finding]:
+    from airlock_runner.config import ProjectConfig
+    from airlock_runner.machine import accel
+    from airlock_runner.machine.qemu import find_qemu, qemu_version
+    from airlock_runner.probe import prove
+
+    machine = os.uname().machine
+    arch = {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
+    try:
+        qemu = find_qemu(arch)
+        yield Finding("qemu", OK, f"{qemu_version(qemu)} ({qemu})")
+    except AirlockError as error:
+        yield Finding("qemu", MISSING, error.message, error.hint or "")
+        return
+    candidates = accel.candidates("auto", arch, qemu)
+    chosen, reason = candidates.accelerators[0], candidates.reason
+    image = _any_image(arch) if candidates.unproven else None
+    if image is not None:
+        verdict = prove(image, ProjectConfig())
+        chosen, reason = verdict.accelerator, verdict.reason
+    elif candidates.unproven:
+        reason = "to be proven by the first start, as there is no image to boot yet"
+    slow = chosen == "tcg"
+    hint = "without hardware acceleration sandboxes work, but several times slower" if slow else ""
+    yield Finding("accelerator", WARNING if slow else OK, f"{chosen}: {reason}", hint)
+
+
+def _any_image(arch: str) -> Image | None:
+    from airlock_store.image import load_image
+    from airlock_store.store import Store
+
+    images = (load_image(found.path) for found in Store.open().images())
+    return next((image for image in images if image.arch == arch), None)
+
+
+def _disk() -> Finding:
+    from airlock_store.store import Store
+
+    root = Store.open().root
+    there = next(path for path in (root, *root.parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    detail = f"{format_size(free)} free for the store ({root})"
+    if not os.access(there, os.W_OK):
+        hint = "set AIRLOCK_STORE to a directory that you may write"
+        return Finding("disk", WARNING, f"{there} cannot be written", hint)
+    hint = "an image needs a few GB: `airlock store gc`, or set AIRLOCK_STORE to a directory on another disk"
+    return Finding("disk", OK, detail) if free >= LOW_DISK else Finding("disk", WARNING, detail, hint)
+
+
+def _memory() -> Finding:
+    from airlock_runner.config.model import host_memory
+
+    total, free = host_memory(), _available_memory()
+    if free is None:
+        return Finding("memory", OK, format_size(total))
+    detail = f"{format_size(free)} of {format_size(total)} available"
+    if free >= LOW_MEMORY:
+        return Finding("memory", OK, detail)
+    return Finding("memory", WARNING, detail, "close something, or lower [vm] memory in airlock.toml")
+
+
+def _available_memory() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
+    return int(found) * 1024 if found else None
+
+
+def _builder() -> Iterator[Finding]:
+    from airlock_builder.tools import PACKAGES, find_program
+
+    missing = {}
+    for name, package in PACKAGES.items():
+        try:
+            find_program(name)
+        except AirlockError:
+            missing[name] = package
+    for name, package in missing.items():
+        yield Finding(name, WARNING, f"not installed (package {package}); images cannot be built without it")
+    if missing:
+        packages = " ".join(sorted(set(missing.values())))
+        yield Finding("builder", WARNING, "tools are missing", f"apt-get install {packages}")
+    else:
+        yield Finding("builder", OK, f"all {len(PACKAGES)} tools are here")

@@ -1,0 +1,16 @@
+"""`airlock stop`: end the running sandbox of this project in an orderly manner, from another terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from airlock.cli import command
+
+
+@command("stop", examples=["airlock stop"])
+def stop() -> None:
+    """Stop the running sandbox of this project: its commands, its daemons, its machine. Returns when all is gone."""
+    from airlock_runner.project import Project
+    from airlock_runner.remote import stop as stop_session
+
+    stop_session(Project.find(Path.cwd()))

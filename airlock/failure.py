@@ -1,0 +1,65 @@
+"""The one place where an exception becomes a message on stderr and an exit code. Called by `airlock.cli`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from airlock_runner.text import printable
+from airlock_store.errors import AirlockError, ConfigError
+
+FAILED, USAGE, INTERNAL, INTERRUPTED, PIPE_CLOSED = 1, 2, 70, 130, 141
+LIMIT = 20_000  # characters of a message: more than a screen or two helps nobody
+
+
+def explain(error: BaseException) -> int:
+    """Say on stderr what went wrong and what to do; gives the exit code. Never a traceback unless asked for."""
+    if os.environ.get("AIRLOCK_TRACEBACK"):
+        import traceback
+
+        traceback.print_exception(error)
+    match error:
+        case AirlockError():
+            message = str(error)
+            if isinstance(error, ConfigError) and "\n" in message:
+                # Several problems of one file: each gets a line of its own.
+                message = "".join(f"\n  {line}" for line in message.split("\n"))
+            _say(error.title, message, error.hint)
+            return error.exit_code
+        case click.UsageError():
+            path = error.ctx.command_path if error.ctx else "airlock"
+            _say("Usage error", error.format_message(), f"{path} --help")
+            return USAGE
+        case click.Abort() | KeyboardInterrupt():
+            return INTERRUPTED
+        case BrokenPipeError():
+            # Whoever read our output has gone; the interpreter would complain when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return PIPE_CLOSED
+        case click.ClickException():
+            _say("Error", error.format_message(), None)
+        case OSError() if error.strerror:
+            where = f"{error.filename}: " if error.filename else ""
+            _say("Error", f"{where}{error.strerror}", "AIRLOCK_TRACEBACK=1 shows what airlock was doing")
+        case _:
+            hint = (
+                "this is a bug in airlock: please report it with the traceback that AIRLOCK_TRACEBACK=1 shows"
+            )
+            _say("Internal error", f"{type(error).__name__}: {error}", hint)
+            return INTERNAL
+    return FAILED
+
+
+def _say(title: str, message: str, hint: str | None) -> None:
+    gap = "" if message.startswith("\n") else " "
+    text = f"{_paint(f'{title}:', '1;31')}{gap}{printable(message, LIMIT)}"
+    for line in printable(hint or "", LIMIT).splitlines():
+        text += f"\n  {_paint('hint:', '1')} {line}"
+    click.echo(text, err=True)
+
+
+def _paint(text: str, style: str) -> str:
+    plain = not sys.stderr.isatty() or "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
+    return text if plain else f"\x1b[{style}m{text}\x1b[0m"

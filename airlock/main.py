@@ -1,0 +1,49 @@
+"""Where the `airlock` command begins. Help and version are answered here, before anything heavy is imported."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def main() -> int:
+    """Run the command line in sys.argv; gives the exit code."""
+    match sys.argv[1:]:
+        case ["-h" | "--help"]:
+            text = _help()
+        case ["-V" | "--version"]:
+            text = _version()
+        case [] if "_AIRLOCK_COMPLETE" not in os.environ:
+            text = _help()
+        case arguments:
+            return _run(arguments)
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _help() -> str:
+    from airlock.commands import root_help
+
+    return root_help()
+
+
+def _version() -> str:
+    from airlock import __version__
+
+    return f"airlock {__version__}\n"
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        from airlock.cli import run
+    except KeyboardInterrupt:
+        return 130
+    return run(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
