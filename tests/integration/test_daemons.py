@@ -1,0 +1,123 @@
+"""Daemons in real sandboxes: order and readiness, logs, crash loops, and those that do not want to end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sandboxes import running, write_config
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from conftest import Airlock
+
+ORDERED = """
+[env]
+GREETING = "hello"
+[daemons.second]
+command = ["sh", "-c", "cat /run/socket-is-there; echo $GREETING $WHO; id -u; pwd; exec sleep infinity"]
+after = ["first"]
+cwd = "/usr"
+env = { WHO = "second" }
+ready = { log = "second" }
+[daemons.first]
+command = ["sh", "-c", "sleep 1; echo yes >/run/socket-is-there; echo out; echo err >&2; exec sleep infinity"]
+ready = { command = ["test", "-e", "/run/socket-is-there"] }
+"""
+
+
+def test_they_start_in_order_and_the_command_after_them(
+    airlock: Airlock, base_image: object, project: Path
+) -> None:
+    write_config(project, ORDERED)
+    script = (
+        "cd /airlock/daemons; cat first/stdout.log first/stderr.log second/stdout.log;"
+        "grep CapBnd /proc/$(pgrep -n sleep)/status"
+    )
+    done = airlock("start", "--", "sh", "-ec", script, cwd=project)
+    assert done.returncode == 0, done.stderr
+    *lines, bounding = done.stdout.decode().splitlines()
+    assert lines == ["out", "err", "yes", "hello second", "0", "/usr"]
+    assert not int(bounding.split()[1], 16) & 1 << 21, "a hardened daemon has CAP_SYS_ADMIN"
+    said = [line for line in done.stderr.decode().splitlines() if "daemon" in line]
+    assert said == [
+        "airlock: daemon first is up",
+        "airlock: daemon second is up",
+        "airlock: daemon second has stopped",
+        "airlock: daemon first has stopped",
+    ]
+
+
+def test_ports_and_sockets_tell_that_one_is_ready(airlock: Airlock, project: Path) -> None:
+    perl = "use IO::Socket::INET; my $s = IO::Socket::INET->new(Listen=>9,LocalPort=>8099) or die; sleep 600"
+    unix = "use IO::Socket::UNIX; my $s = IO::Socket::UNIX->new(Listen=>9,Local=>'/run/ready.sock') or die; sleep 600"
+    write_config(
+        project,
+        f'[daemons.tcp]\ncommand = ["perl", "-e", "{perl}"]\nready = {{ tcp = 8099 }}\n'
+        f'[daemons.unix]\ncommand = ["perl", "-e", "{unix}"]\nready = {{ socket = "/run/ready.sock" }}\n',
+    )
+    done = airlock(
+        "start",
+        "--",
+        "sh",
+        "-c",
+        'test -S /run/ready.sock && grep -q ":1FA3 00000000:0000 0A" /proc/net/tcp && echo 1',
+        cwd=project,
+    )
+    assert (done.returncode, done.stdout) == (0, b"1\n"), done.stderr
+
+
+def test_one_that_ignores_its_signal_is_killed(airlock: Airlock, project: Path) -> None:
+    write_config(
+        project,
+        "[daemons.deaf]\ntimeout = 1\n"
+        """command = ["sh", "-c", "trap '' TERM; echo listening; while :; do sleep 1; done"]\n"""
+        'ready = { log = "listening" }\n',
+    )
+    done = airlock("start", "--", "true", cwd=project)
+    assert done.returncode == 0
+    assert b"airlock: daemon deaf did not end in 1.0 s and is killed\n" in done.stderr
+    assert b"airlock: daemon deaf has stopped\n" in done.stderr
+
+
+def test_a_crash_loop_is_given_up_and_harms_nobody(airlock: Airlock, project: Path) -> None:
+    write_config(
+        project, '[daemons.crash]\ncommand = ["sh", "-c", "echo ouch >&2; exit 3"]\nmax_restarts = 1\n'
+    )
+    # Until it was run a second time.
+    script = (
+        "until [ $(wc -l </airlock/daemons/crash/stderr.log) = 2 ]; do sleep 0.2; done; sleep 1; echo fine"
+    )
+    done = airlock("start", "--", "sh", "-c", script, cwd=project)
+    assert (done.returncode, done.stdout) == (0, b"fine\n")
+    assert b"daemon crash ended (exit code 3); restart 1 in 1.0 s\n" in done.stderr
+    assert b"daemon crash ended (exit code 3) and is given up; it said: ouch\n" in done.stderr
+
+
+def test_one_that_cannot_be_executed_fails_the_start(airlock: Airlock, project: Path) -> None:
+    write_config(project, '[daemons.none]\ncommand = ["/no/such/program"]\n')
+    done = airlock("start", "--", "echo", "not reached", cwd=project)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"daemon none ended (exec: No such file or directory) and is given up\n" in done.stderr
+    assert b"Error: daemon none ended before it was ready\n" in done.stderr
+
+
+def test_a_stop_while_daemons_start_is_clean(airlock: Airlock, project: Path) -> None:
+    write_config(
+        project,
+        '[daemons.slow]\ncommand = ["sh", "-c", "touch kept; exec sleep infinity"]\ncwd = "/var/tmp"\n'
+        'ready = { log = "never" }\nready_timeout = 2\n',
+    )
+    import subprocess
+
+    from sandboxes import COMMAND
+
+    done = subprocess.run(
+        [COMMAND, "start", "--", "true"], cwd=project, capture_output=True, timeout=300, check=False
+    )
+    assert done.returncode == 1
+    assert b"Error: daemon slow was not ready after 2 seconds\n" in done.stderr
+    write_config(project, "")
+    with running(project) as sandbox:
+        # It was put away in an orderly manner: what the daemon wrote is there.
+        assert sandbox.sh("ls /var/tmp/kept") == "/var/tmp/kept\n"

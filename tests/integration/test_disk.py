@@ -1,0 +1,117 @@
+"""The project's disk: what persists, what an image change resets, growing, shrinking, foreign and broken disks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pexpect
+import pytest
+from sandboxes import COMMAND, write_config
+
+if TYPE_CHECKING:
+    from conftest import Airlock
+
+pytestmark = pytest.mark.usefixtures("base_image")
+
+DISK = Path(".airlock/sandbox/disk.img")
+
+
+def sh(airlock: Airlock, project: Path, script: str, *options: str) -> str:
+    done = airlock("-q", "start", *options, "--", "sh", "-ec", script, cwd=project)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode()
+
+
+def test_writes_persist_and_the_disk_is_sparse(airlock: Airlock, project: Path) -> None:
+    sh(airlock, project, "echo root > /opt/kept; echo data > /airlock/disk/kept; rm /etc/motd")
+    script = (
+        "cat /opt/kept /airlock/disk/kept; test ! -e /etc/motd; df --output=size -BG /airlock/disk | tail -1"
+    )
+    assert sh(airlock, project, script).split() == ["root", "data", "10G"]
+    disk = (project / DISK).stat()
+    assert disk.st_size == 10 * 1000**3 or disk.st_size == 10 * 1024**3
+    assert disk.st_blocks * 512 < 200 << 20
+
+
+def test_another_image_resets_the_root_and_keeps_the_data(airlock: Airlock, project: Path) -> None:
+    sh(airlock, project, "echo root > /opt/kept; echo data > /airlock/disk/kept")
+    (project / "other.toml").write_text(
+        '[recipe]\nname = "other"\nsummary = "base and a file"\nextends = "base"\n'
+        '[rootfs.files]\n"/etc/other" = "other\\n"\n'
+    )
+    script = "cat /etc/other /airlock/disk/kept; test ! -e /opt/kept"
+    assert sh(airlock, project, script, "--image", "./other.toml").split() == ["other", "data"]
+    # And back: what was written under the first image is gone, not resurrected.
+    assert sh(airlock, project, "cat /airlock/disk/kept; test ! -e /opt/kept").split() == ["data"]
+
+
+def test_a_larger_size_grows_the_disk_and_keeps_its_data(airlock: Airlock, project: Path) -> None:
+    write_config(project, '[disk]\nsize = "512 MB"')
+    script = "df --output=size -BM /airlock/disk | tail -1"
+    sh(airlock, project, f"echo data > /airlock/disk/kept; {script}")
+    write_config(project, '[disk]\nsize = "4 GB"')
+    size, kept = sh(airlock, project, f"{script}; cat /airlock/disk/kept").split()
+    assert int(size.rstrip("M")) > 3500
+    assert kept == "data"
+
+
+def test_a_smaller_size_asks_before_data_is_lost(airlock: Airlock, project: Path) -> None:
+    write_config(project, '[disk]\nsize = "1 GB"')
+    sh(airlock, project, "echo data > /airlock/disk/kept")
+    write_config(project, '[disk]\nsize = "512 MB"')
+    done = airlock("start", "--", "true", cwd=project)
+    assert done.returncode == 2
+    assert b"all data on it will be lost" in done.stderr
+    for answer, script, expected in (
+        ("n", "true", "the disk is as it was"),
+        ("y", "test ! -e /airlock/disk/kept && echo fresh", "fresh"),
+    ):
+        child = pexpect.spawn(
+            os.fspath(COMMAND),
+            ["start", "--", "sh", "-c", script],
+            cwd=project,
+            timeout=120,
+            encoding="utf-8",
+        )
+        child.expect(r"will be lost. Go on\? \[y/N\]")
+        child.sendline(answer)
+        child.expect(expected)
+        child.expect(pexpect.EOF)
+        child.close()
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (lambda disk: os.truncate(disk, 300 << 20), b"is cut short"),
+        (
+            lambda disk: disk.write_bytes(b"precious" * (512 << 20 >> 3)),
+            b"holds something that airlock did not write",
+        ),
+        (lambda disk: disk.write_bytes(b""), b"cut short"),
+    ],
+    ids=["truncated", "foreign", "empty"],
+)
+def test_a_disk_that_is_not_ours_is_refused_and_left_alone(
+    airlock: Airlock, project: Path, damage: object, complaint: bytes
+) -> None:
+    write_config(project, '[disk]\nsize = "512 MB"')
+    sh(airlock, project, "true")
+    assert callable(damage)
+    damage(project / DISK)
+    before = (project / DISK).read_bytes()[: 1 << 20]
+    done = airlock("start", "--", "true", cwd=project)
+    assert done.returncode == 1
+    assert complaint in done.stderr
+    assert b"airlock rm" in done.stderr
+    assert (project / DISK).read_bytes()[: 1 << 20] == before
+
+
+def test_remove_and_start_afresh(airlock: Airlock, project: Path) -> None:
+    sh(airlock, project, "echo data > /airlock/disk/kept")
+    done = airlock("remove", "--force", cwd=project)
+    assert (done.returncode, b"Sandbox removed" in done.stdout + done.stderr) == (0, True)
+    assert airlock("show", cwd=project).returncode == 1
+    assert sh(airlock, project, "ls /airlock/disk") == ""

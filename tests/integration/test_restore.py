@@ -1,0 +1,252 @@
+"""Restored machines: quick, private, and never the reason why a start fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from sandboxes import COMMAND, running, write_config
+
+from airlock_runner.config import load_config
+from airlock_runner.machine import accel
+from airlock_runner.machine.argv import Share
+from airlock_runner.machine.qemu import find_qemu
+from airlock_runner.machine.states import DEVICE, MANIFEST, RAM, States, state_key
+from airlock_runner.mounts import PROJECT
+from airlock_runner.shape import machine_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from conftest import Airlock
+
+    from airlock_store.image import Image
+    from airlock_store.store import Store
+
+pytestmark = pytest.mark.usefixtures("base_image")
+
+COLD, SAVING = b"booting cold", b"saving the machine's state"
+
+
+@pytest.fixture
+def own_states(store: Store, project: Path) -> Path:
+    """Where states lie, for a project of a shape that no other test has, so that its state is this test's own."""
+    (project / "airlock.toml").write_text('[vm]\nimage = "base"\nmemory = "384 MB"\ncpus = 1\n')
+    return store.root / "states"
+
+
+@pytest.fixture
+def state(airlock: Airlock, base_image: Image, project: Path, own_states: Path) -> Path:
+    """The saved state of this project's shape, made if need be."""
+    done = airlock("start", "--", "true", cwd=project)
+    assert done.returncode == 0, done.stderr
+    qemu = find_qemu(base_image.arch)
+    shares = (Share(PROJECT, project),)
+    spec = machine_spec(base_image, load_config(project), qemu=qemu, disk=Path("/disk"), shares=shares)
+    verdict = accel.recall(qemu)
+    assert verdict is not None
+    state = own_states / state_key(base_image, replace(spec, accelerator=verdict.accelerator))
+    assert state.is_dir()
+    return state
+
+
+def start(airlock: Airlock, project: Path) -> bytes:
+    """A verbose start whose command must succeed; gives what it said."""
+    done = airlock("start", "-v", "--", "sh", "-c", "echo good", cwd=project)
+    assert (done.returncode, done.stdout) == (0, b"good\n"), done.stderr
+    return done.stderr
+
+
+def test_the_second_start_boots_no_kernel(airlock: Airlock, project: Path, state: Path) -> None:
+    said = start(airlock, project)
+    assert SAVING not in said
+    assert COLD not in said
+    # The restored kernel's clock goes on from the boot of the template, the console of which is not ours.
+    done = airlock("start", "--", "sh", "-c", "dmesg | grep -c 'Linux version'; uptime -p", cwd=project)
+    assert done.returncode == 0
+
+
+def test_cold_means_cold(airlock: Airlock, project: Path, state: Path) -> None:
+    used = state.stat().st_mtime_ns
+    done = airlock("start", "--cold", "-v", "--", "true", cwd=project)
+    assert done.returncode == 0
+    assert state.stat().st_mtime_ns == used
+
+
+DRAWS = r"""
+    od -An -N16 -tx1 /dev/urandom
+    cat /proc/sys/kernel/random/boot_id
+    cat /proc/sys/kernel/random/uuid
+    cat /etc/machine-id
+    hostname
+    awk '/\[stack\]/ { print $1 }' /proc/self/maps
+    mktemp -u XXXXXXXXXXXX
+    bash -c 'echo $RANDOM$RANDOM$RANDOM'
+    perl -MSocket -e '
+        socket(L, 2, 1, 6); bind(L, sockaddr_in(7777, INADDR_LOOPBACK)); listen(L, 1); socket(C, 2, 1, 6);
+        bind(C, sockaddr_in(5555, INADDR_LOOPBACK)); connect(C, sockaddr_in(7777, INADDR_LOOPBACK)) or die;
+        setsockopt(C, 6, 19, 1) or die; setsockopt(C, 6, 20, 2); print unpack("L", getsockopt(C, 6, 21)), "\n"'
+"""
+"""What a program finds random or unique. The last is TCP's sequence number, through TCP_REPAIR (linux/tcp.h)."""
+
+
+def test_two_sandboxes_of_one_state_have_nothing_random_in_common(
+    airlock: Airlock, tmp_path: Path, state: Path
+) -> None:
+    drawn = []
+    for name in ("one", "two"):
+        project = tmp_path / name
+        project.mkdir()
+        (project / "airlock.toml").write_text('[vm]\nimage = "base"\nmemory = "384 MB"\ncpus = 1\n')
+        done = airlock("start", "-v", "--", "sh", "-c", DRAWS, cwd=project)
+        assert done.returncode == 0, done.stderr
+        assert COLD not in done.stderr
+        drawn.append(done.stdout.decode().splitlines())
+    assert len(drawn[0]) == len(drawn[1]) == 9
+    same = [first for first, second in zip(*drawn, strict=True) if first == second]
+    assert same == []
+
+
+def test_the_clock_is_right_and_timers_run(airlock: Airlock, project: Path, state: Path) -> None:
+    script = (
+        "date +%s.%N; a=$(cut -d' ' -f1 /proc/uptime); sleep 0.5; b=$(cut -d' ' -f1 /proc/uptime); echo $a $b"
+    )
+    before = time.time()
+    done = airlock("start", "--", "sh", "-c", script, cwd=project)
+    after = time.time()
+    now, up = done.stdout.decode().splitlines()
+    assert before < float(now) < after
+    first, second = (float(value) for value in up.split())
+    assert 0.4 < second - first < 60
+
+
+def test_the_disk_is_of_the_projects_size(airlock: Airlock, tmp_path: Path, state: Path) -> None:
+    for size in ("256 MB", "6 GB"):
+        project = tmp_path / size
+        project.mkdir()
+        text = f'[vm]\nimage = "base"\nmemory = "384 MB"\ncpus = 1\n[disk]\nsize = "{size}"\n'
+        (project / "airlock.toml").write_text(text)
+        done = airlock("start", "--", "df", "--output=size", "-BM", "/airlock/disk", cwd=project)
+        available = int(done.stdout.split()[-1].rstrip(b"M"))
+        wanted = {"256 MB": 256, "6 GB": 6144}[size]
+        assert 0.85 * wanted < available <= wanted
+
+
+def flip(path: Path, at: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)
+        file.seek(at)
+        file.write(bytes([byte[0] ^ 4]))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda state: os.truncate(state / DEVICE, 1000),
+        lambda state: os.truncate(state / RAM, 1 << 20),
+        lambda state: flip(state / DEVICE, 4000),
+        lambda state: flip(state / RAM, 200 << 20),
+        lambda state: (state / DEVICE).write_bytes(b"QEVM from another QEMU" * 1000),
+        lambda state: (state / MANIFEST).unlink(),
+    ],
+    ids=["device cut short", "RAM cut short", "device bit", "RAM bit", "another QEMU", "no manifest"],
+)
+def test_a_bad_state_is_dropped_and_the_start_works(
+    airlock: Airlock, project: Path, state: Path, own_states: Path, damage: Callable[[Path], object]
+) -> None:
+    damage(state)
+    said = start(airlock, project)
+    assert COLD in said or SAVING in said
+    # And the next is quick again, by a state made anew.
+    start(airlock, project)
+    assert SAVING not in start(airlock, project)
+
+
+def test_a_first_start_that_is_killed_while_saving_leaves_no_trust(
+    airlock: Airlock, project: Path, state: Path, own_states: Path
+) -> None:
+    States(own_states).drop(state.name)
+    process = subprocess.Popen(
+        [COMMAND, "start", "-v", "--", "true"], cwd=project, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if SAVING in line:
+            break
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    start(airlock, project)
+    assert SAVING not in start(airlock, project)
+
+
+def test_two_first_starts_race(airlock: Airlock, tmp_path: Path, state: Path, own_states: Path) -> None:
+    States(own_states).drop(state.name)
+    starts = []
+    for name in ("one", "two"):
+        project = tmp_path / name
+        project.mkdir()
+        (project / "airlock.toml").write_text('[vm]\nimage = "base"\nmemory = "384 MB"\ncpus = 1\n')
+        starts.append(
+            subprocess.Popen(
+                [COMMAND, "start", "--", "echo", "good"],
+                cwd=project,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+            )
+        )
+    for process in starts:
+        out, _ = process.communicate(timeout=300)
+        assert (process.returncode, out) == (0, b"good\n")
+
+
+def test_sandboxes_do_not_write_to_the_state(airlock: Airlock, project: Path, state: Path) -> None:
+    done = airlock(
+        "start", "--", "sh", "-c", "head -c 100000000 /dev/zero | tr '\\0' x > /dev/shm/x", cwd=project
+    )
+    assert done.returncode == 0, done.stderr
+    saved = States(state.parent).find(state.name, 384 << 20)
+    assert saved is not None
+    saved.verify()
+    saved.close()
+
+
+def test_a_stopped_host_does_not_upset_a_sandbox(project: Path) -> None:
+    """Suspended for a while, both the session and its machine go on where they were."""
+    write_config(project, "")
+    with running(project, env={"AIRLOCK_HANG_SECONDS": "4"}) as sandbox:
+        both = (sandbox.process.pid, sandbox.qemu())
+        for pid in both:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(6)
+        for pid in reversed(both):
+            os.kill(pid, signal.SIGCONT)
+        assert sandbox.sh("echo alive") == "alive\n"
+
+
+def test_build_warm_makes_the_state_ahead(
+    airlock: Airlock, project: Path, state: Path, own_states: Path
+) -> None:
+    States(own_states).drop(state.name)
+    done = airlock("build", "--warm", "-q", cwd=project)
+    assert done.returncode == 0, done.stderr
+    said = start(airlock, project)
+    assert SAVING not in said
+    assert COLD not in said
+
+
+def test_gc_removes_states(airlock: Airlock, tmp_path: Path) -> None:
+    env = {"AIRLOCK_STORE": os.fspath(tmp_path)}
+    directory = tmp_path / "states" / ("k" * 32)
+    directory.mkdir(parents=True)
+    (directory / RAM).write_bytes(bytes(1 << 20))
+    done = airlock("store", "gc", "--states", env=env)
+    assert done.returncode == 0, done.stderr
+    assert b"1 MB freed" in done.stdout
+    assert not directory.exists()

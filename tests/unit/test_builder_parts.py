@@ -1,0 +1,292 @@
+"""The builder's small parts: module order, cpio, sizes of disks, argv of tools, repositories."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airlock_builder.kernel.modules import ModuleIndex, parse_table, read_index
+from airlock_builder.pack import cpio, disk
+from airlock_builder.pack.airlockd import airlockd_sources, digest_sources
+from airlock_builder.pack.guest_python import own_modules
+from airlock_builder.rootfs import mmdebstrap
+from airlock_builder.rootfs.apt import parse_stanza
+from airlock_builder.rootfs.fetch import read_packages, write_repository
+from airlock_store.contents import sha256_of
+from airlock_store.errors import BuildError
+
+# Modules
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> ModuleIndex:
+    (tmp_path / "modules.dep").write_text(
+        "kernel/fs/ext4/ext4.ko.xz: kernel/lib/crc16.ko.xz kernel/fs/jbd2/jbd2.ko.xz\n"
+        "kernel/fs/jbd2/jbd2.ko.xz:\n"
+        "kernel/lib/crc16.ko.xz:\n"
+        "kernel/crypto/crc32c-intel.ko.xz: kernel/lib/crc16.ko.xz\n"
+        "kernel/crypto/crc32c_generic.ko.xz:\n"
+        "kernel/drivers/char/hw_random/virtio-rng.ko.xz:\n"
+    )
+    (tmp_path / "modules.softdep").write_text(
+        "# Soft dependencies\nsoftdep ext4 pre: crypto-crc32c\nsoftdep jbd2 pre: gone post: virtio_rng\n"
+    )
+    (tmp_path / "modules.alias").write_text(
+        "# Aliases\nalias crypto-crc32c crc32c_intel\nalias crypto-crc32c crc32c_generic\nalias pci:v*d* jbd2\n"
+    )
+    (tmp_path / "modules.builtin").write_text("kernel/drivers/char/virtio_console.ko\n")
+    return read_index(tmp_path)
+
+
+def test_modules_come_after_what_they_need(index: ModuleIndex) -> None:
+    order = index.order({"a": ["virtio_rng"], "b": ["ext4", "virtio-rng"]})
+    assert order == ["virtio_rng", "jbd2", "crc16", "crc32c_intel", "crc32c_generic", "ext4"]
+
+
+def test_builtin_modules_need_no_file(index: ModuleIndex) -> None:
+    assert index.order({"a": ["virtio-console", "jbd2"]}) == ["jbd2"]
+
+
+def test_a_module_that_is_not_there(index: ModuleIndex) -> None:
+    with pytest.raises(BuildError, match="no module 'zfs', which CONFIG_STORAGE"):
+        index.order({"STORAGE": ["ext4", "zfs"]})
+
+
+def test_modules_that_need_each_other() -> None:
+    index = ModuleIndex({"a": "a.ko", "b": "b.ko"}, {"a": ("b",), "b": ("a",)}, {}, frozenset())
+    assert index.order({"f": ["a"]}) == ["b", "a"]
+
+
+def test_the_table_of_modules() -> None:
+    table = parse_table('[modules]\n9P_FS = ["9p"]\nOLD_NAME = []\n', Path("modules.toml"))
+    assert dict(table) == {"9P_FS": ("9p",), "OLD_NAME": ()}
+
+
+# cpio
+
+NAMES = st.from_regex(r"[a-z]{1,3}(/[a-z]{1,3}){0,3}", fullmatch=True)
+
+
+@given(st.dictionaries(NAMES, st.binary(max_size=600), max_size=8))
+def test_cpio_is_read_back(files: dict[str, bytes]) -> None:
+    # A file cannot be a directory too.
+    files = {name: data for name, data in files.items() if not any(n.startswith(f"{name}/") for n in files)}
+    output = io.BytesIO()
+    cpio.write([cpio.Entry.file(name, data) for name, data in files.items()], output)
+    assert len(output.getvalue()) % 512 == 0
+    back = read_newc(output.getvalue())
+    assert {name: data for name, (mode, data) in back.items() if mode >> 12 == 0o10} == files
+    directories = {str(parent) for name in files for parent in Path(name).parents} - {"."}
+    assert {name for name, (mode, _) in back.items() if mode >> 12 == 0o4} == directories
+
+
+def read_newc(data: bytes) -> dict[str, tuple[int, bytes]]:
+    """A reader of its own, from the description of the format. Fails for a member before its directory."""
+    found: dict[str, tuple[int, bytes]] = {}
+    position = 0
+    while True:
+        assert data[position : position + 6] == b"070701"
+        fields = [int(data[position + 6 + n * 8 : position + 14 + n * 8], 16) for n in range(13)]
+        mode, size, length = fields[1], fields[6], fields[11]
+        start = position + 110
+        name = data[start : start + length - 1].decode()
+        start += length + -(start + length) % 4
+        if name == "TRAILER!!!":
+            return found
+        parent = name.rpartition("/")[0]
+        assert not parent or parent in found
+        found[name] = (mode, data[start : start + size])
+        position = start + size + -(start + size) % 4
+
+
+def test_cpio_as_the_real_tool_reads_it(tmp_path: Path) -> None:
+    with (tmp_path / "archive").open("wb") as file:
+        entries = [
+            cpio.Entry.file("usr/bin/tool", b"#!/bin/sh\n", executable=True),
+            cpio.Entry.link("bin", "usr/bin"),
+            cpio.Entry.directory("proc"),
+        ]
+        cpio.write(entries, file)
+    listing = subprocess.run(
+        ["cpio", "-itv", "--quiet", "--numeric-uid-gid", "-F", tmp_path / "archive"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    lines = [line.split() for line in listing.splitlines()]
+    assert [(line[0], line[2], line[3], line[8]) for line in lines] == [
+        ("lrwxrwxrwx", "0", "0", "bin"),
+        ("drwxr-xr-x", "0", "0", "proc"),
+        ("drwxr-xr-x", "0", "0", "usr"),
+        ("drwxr-xr-x", "0", "0", "usr/bin"),
+        ("-rwxr-xr-x", "0", "0", "usr/bin/tool"),
+    ]
+
+
+def test_a_file_that_the_format_cannot_hold() -> None:
+    with pytest.raises(ValueError, match="too large"):
+        cpio.write([cpio.Entry("big", 0o100644, _Huge())], io.BytesIO())
+
+
+class _Huge(bytes):
+    def __len__(self) -> int:
+        return 1 << 32
+
+
+# Disk
+
+
+def member(name: str, size: int = 0, kind: bytes = tarfile.REGTYPE, **more: object) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.size, info.type = size, kind
+    for key, value in more.items():
+        setattr(info, key, value)
+    return info
+
+
+@pytest.mark.parametrize(
+    ("members", "inodes", "blocks"),
+    [
+        ([], 1, 1),
+        ([member("./a", 1)], 2, 2),
+        ([member("./a", 4096), member("./b", 4097)], 3, 4),
+        ([member("./d", kind=tarfile.DIRTYPE), member("./e")], 3, 2),
+        ([member("./a", 1), member("./b", kind=tarfile.LNKTYPE)], 2, 2),
+        ([member("./l", kind=tarfile.SYMTYPE, linkname="x" * 59)], 2, 1),
+        ([member("./l", kind=tarfile.SYMTYPE, linkname="x" * 60)], 2, 2),
+        ([member("./p", pax_headers={"SCHILY.xattr.security.capability": "x"})], 2, 2),
+    ],
+)
+def test_what_a_tree_takes(members: list[tarfile.TarInfo], inodes: int, blocks: int) -> None:
+    assert disk.measure(members) == disk.Needs(inodes, blocks)
+
+
+def test_arguments_of_mke2fs() -> None:
+    argv = disk.arguments(42, Path("in.tar"), Path("out.img"))
+    assert argv[-3:] == ["-d", Path("in.tar"), Path("out.img")]
+    assert argv[argv.index("-N") + 1] == "42"
+    assert "hash_seed=" in str(argv[argv.index("-E") + 1])
+
+
+# mmdebstrap
+
+
+def test_arguments_of_mmdebstrap() -> None:
+    argv = mmdebstrap.arguments(
+        mode="unshare",
+        suite="trixie",
+        arch="amd64",
+        packages=["bash", "curl"],
+        files=Path("/a b/files.tar"),
+        hook=Path("/room/hook"),
+        target=Path("/out/rootfs.tar"),
+        port=1234,
+    )
+    assert argv[:6] == [
+        "--mode=unshare",
+        "--variant=apt",
+        "--format=tar",
+        "--architectures=amd64",
+        "--include=bash,curl",
+        "--skip=cleanup/apt,cleanup/reproducible",
+    ]
+    assert argv[-5:-3] == ["--customize-hook=tar-in '/a b/files.tar' /", "--customize-hook=/room/hook"]
+    assert argv[-3:] == [
+        "trixie",
+        Path("/out/rootfs.tar"),
+        "deb [trusted=yes] http://127.0.0.1:1234/ trixie main",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lines", "says", "fails"),
+    [
+        (['echo "it\'s" $((1 + 1))', "echo 'two  words'"], ["it's 2", "two  words"], False),
+        (["a=1\necho $a", "echo ${a-unset}"], ["1", "unset"], False),
+        (["echo one; false; echo two", "echo three"], ["one"], True),
+        (["echo $undefined", "echo three"], [], True),
+    ],
+)
+def test_lines_reach_the_shell_as_they_are(lines: list[str], says: list[str], fails: bool) -> None:
+    """The script that the hook hands to the shell of the new root, run by a shell without one."""
+    script = mmdebstrap.script(lines, leftovers=())
+    result = subprocess.run(["/bin/sh", "-uc", script], capture_output=True, text=True, check=False, cwd="/")
+    output = result.stdout.splitlines()
+    assert [line for line in output if not line.startswith("airlock-run: ")] == says
+    assert (result.returncode != 0) == fails
+    marks = [line.removeprefix("airlock-run: ") for line in output if line.startswith("airlock-run: ")]
+    assert marks == (["0", "failed"] if fails else ["0", "1", "done"])
+
+
+def test_the_hook_is_a_script_that_a_shell_can_read(tmp_path: Path) -> None:
+    (tmp_path / "hook").write_text(mmdebstrap.hook_script(['echo "it\'s" $((1 + 1))', "true\nfalse"]))
+    subprocess.run(["/bin/sh", "-n", tmp_path / "hook"], check=True)
+
+
+# Repositories
+
+
+def make_deb(path: Path, date: int) -> None:
+    path.write_bytes(
+        b"!<arch>\n" + f"{'debian-binary':<16}{date:<12}{0:<6}{0:<6}{100644:<8}{4:<10}`\n".encode() + b"2.0\n"
+    )
+
+
+def stanza(name: str, version: str, deb: Path) -> str:
+    return (
+        f"Package: {name}\nVersion: {version}\nArchitecture: amd64\nDescription: a thing\n of two lines\n"
+        f"Filename: pool/main/x/{deb.name}\nSize: {deb.stat().st_size}\nSHA256: {sha256_of(deb)}"
+    )
+
+
+def test_a_repository(tmp_path: Path) -> None:
+    debs = [tmp_path / "a_1%3a2.0_amd64.deb", tmp_path / "b_3_amd64.deb"]
+    make_deb(debs[0], 1000)
+    make_deb(debs[1], 2000)
+    stanzas = [stanza("a", "1:2.0", debs[0]), stanza("b", "3", debs[1])]
+    output = tmp_path / "out"
+    output.mkdir()
+    write_repository(output, "trixie", "amd64", debs, stanzas)
+    packages, epoch = read_packages(output)
+    assert epoch == 2000
+    assert [(p["name"], p["version"], p["file"]) for p in packages] == [
+        ("a", "1:2.0", "pool/a_2.0_amd64.deb"),
+        ("b", "3", "pool/b_3_amd64.deb"),
+    ]
+    listed = (output / "dists/trixie/main/binary-amd64/Packages").read_text().split("\n\n")
+    assert [parse_stanza(each)["Filename"] for each in listed] == [p["file"] for p in packages]
+    assert all(sha256_of(output / str(p["file"])) == p["sha256"] for p in packages)
+
+
+def test_a_package_that_is_not_what_was_promised(tmp_path: Path) -> None:
+    deb = tmp_path / "a_1_amd64.deb"
+    make_deb(deb, 1)
+    promised = stanza("a", "1", deb)
+    make_deb(deb, 2)
+    with pytest.raises(BuildError, match="not what the signed index promises"):
+        write_repository(tmp_path, "trixie", "amd64", [deb], [promised])
+
+
+# airlockd
+
+
+def test_the_digest_of_sources_sees_names_and_bytes(tmp_path: Path) -> None:
+    digests = set()
+    for name, text in [("a.py", "x"), ("a.py", "y"), ("b.py", "x"), ("a.py", "")]:
+        (tmp_path / name).write_text(text)
+        digests.add(digest_sources(tmp_path, [Path(name)]))
+    assert len(digests) == 4
+
+
+def test_airlockd_is_found_whole() -> None:
+    root, files = airlockd_sources()
+    assert {Path("__init__.py"), Path("supervisor.py"), Path("protocol/frames.py")} <= set(files)
+    assert {"airlockd", "airlockd.supervisor", "airlockd.protocol", "airlockd.protocol.frames"} <= set(
+        own_modules(root)
+    )

@@ -1,0 +1,141 @@
+"""Running tools: their lines, their failures, and that none outlives a build."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from airlock_builder import tools
+from airlock_store.errors import MissingToolError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_lines_are_streamed_from_both_outputs() -> None:
+    lines: list[str] = []
+    tools.run(["/bin/sh", "-c", "echo one; echo two >&2; printf three"], log=lines.append)
+    assert sorted(lines) == ["one", "three", "two"]
+
+
+def test_failure_says_the_last_lines() -> None:
+    with pytest.raises(tools.ToolError) as caught:
+        tools.run(["/bin/sh", "-c", "seq 100; exit 3"], log=lambda _: None)
+    assert caught.value.message.splitlines()[0] == "sh failed (exit code 3)"
+    assert caught.value.tail == tuple(str(n) for n in range(81, 101))
+
+
+def test_a_signal_is_named() -> None:
+    with pytest.raises(tools.ToolError, match="killed by SIGKILL"):
+        tools.run(["/bin/sh", "-c", "kill -9 $$"], log=lambda _: None)
+
+
+def test_capture_keeps_everything_and_only_stdout() -> None:
+    text = tools.capture([sys.executable, "-c", "import sys; sys.stderr.write('no'); print('x' * 9_000_000)"])
+    assert len(text) == 9_000_001
+    with pytest.raises(tools.ToolError, match="why"):
+        tools.capture(["/bin/sh", "-c", "echo why >&2; exit 1"])
+
+
+def test_bytes_that_are_no_text() -> None:
+    lines: list[str] = []
+    tools.run(["/bin/sh", "-c", r"printf '\377\n'"], log=lines.append)
+    assert lines == ["\ufffd"]
+
+
+def test_the_environment_is_clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "1")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:3128")
+    names = {line.partition("=")[0] for line in tools.capture(["/usr/bin/env"]).splitlines()}
+    assert "SECRET" not in names
+    assert {"PATH", "HOME", "LC_ALL", "TMPDIR", "http_proxy"} <= names
+    assert tools.capture(["/usr/bin/env"], env={"A": "1"}) == "A=1\n"
+
+
+def test_a_missing_program_names_its_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tools, "SEARCH_PATH", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MissingToolError) as caught:
+        tools.find_program("newuidmap")
+    assert caught.value.hint and "'uidmap'" in caught.value.hint
+
+
+RUNNER = """
+import signal, sys
+from airlock_builder import tools
+# A test run in the background of a shell inherits SIGINT as ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+tools.run(["/bin/sh", "-c", sys.argv[1]], log=lambda line: print(line, flush=True))
+"""
+
+
+def start_runner(script: str) -> tuple[subprocess.Popen[str], list[int]]:
+    """A process that runs a tool, and the pids that the tool and its child told, each its own.
+
+    A child that was forked, but not yet executed, would lose a signal that the shell traps.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUNNER, script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
+    )
+    assert process.stdout
+    return process, [int(process.stdout.readline()) for _ in range(2)]
+
+
+def wait_for_end(pid: int) -> None:
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    with os.fdopen(handle, "rb", closefd=True):
+        import select
+
+        assert select.select([handle], [], [], 60)[0], f"process {pid} still runs"
+
+
+def test_interrupting_ends_the_tool_and_its_children() -> None:
+    process, pids = start_runner("sh -c 'echo $$; exec sleep 1000' & echo $$; wait")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode not in (0, None)
+    for pid in pids:
+        wait_for_end(pid)
+
+
+def test_an_interruption_right_after_the_fork_ends_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program runs, and the interruption comes before anybody waits for it."""
+    started = []
+    start = tools._start
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        command = start(*arguments, **options)
+        started.append(command)
+        os.kill(os.getpid(), signal.SIGINT)
+        return command
+
+    monkeypatch.setattr(tools, "_start", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            tools.run(["/bin/sleep", "1000"], log=lambda _line: None)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    wait_for_end(started[0].pid)
+
+
+def test_a_tool_dies_with_a_builder_that_is_killed() -> None:
+    process, pids = start_runner(
+        "trap 'kill $!; exit' TERM; sh -c 'echo $$; exec sleep 1000' & echo $$; wait"
+    )
+    process.kill()
+    process.communicate(timeout=60)
+    for pid in pids:
+        wait_for_end(pid)

@@ -1,0 +1,338 @@
+"""The command line in this process: help, dispatch, and what is said when something goes wrong."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import click
+import pytest
+
+import airlock_runner.attach
+from airlock import __version__
+from airlock.cli import root, run
+from airlock.commands import ALIASES, COMMANDS
+from airlock.commands import start as start_module
+from airlock_store.errors import AirlockError, ConfigError, Location
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test has a directory and a store of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AIRLOCK_STORE", str(tmp_path / "store"))
+    monkeypatch.delenv("AIRLOCK_TRACEBACK", raising=False)
+
+
+def every_command(group: click.Group = root, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """The words of every command and subcommand."""
+    found: list[tuple[str, ...]] = []
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        found.append((*prefix, name))
+        if isinstance(command, click.Group):
+            found += every_command(command, (*prefix, name))
+    return found
+
+
+@pytest.mark.parametrize("words", every_command(), ids=" ".join)
+def test_every_command_explains_itself_with_an_example(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*words, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert f"Usage: airlock {' '.join(words)}" in out
+    assert "\nExample" in out
+    example = out.partition("\nExample")[2]
+    assert f"airlock {words[0]}" in example or "airlock x" in example or f"airlock -q {words[0]}" in example
+
+
+def test_the_table_names_real_commands() -> None:
+    for name, (target, _) in COMMANDS.items():
+        module, _, attribute = target.partition(":")
+        assert getattr(importlib.import_module(module), attribute).name == name
+    assert set(ALIASES.values()) <= set(COMMANDS)
+
+
+def test_help_and_version_import_next_to_nothing() -> None:
+    code = """
+import sys
+before = set(sys.modules)
+from airlock.main import main
+for sys.argv in (["airlock"], ["airlock", "--help"], ["airlock", "-h"], ["airlock", "-V"]):
+    assert main() == 0
+print(sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    *text, modules = done.stdout.splitlines()
+    assert text.count("Usage: airlock [OPTIONS] COMMAND [ARGS]...") == 3
+    assert text[-1] == f"airlock {__version__}"
+    assert modules == "['__future__', 'airlock']"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-q", "-h"], ["-q", "--version"], ["-V"]])
+def test_click_says_the_same_as_the_short_cut(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments) == 0
+    out = capsys.readouterr().out
+    if arguments[-1] in ("-V", "--version"):
+        assert out == f"airlock {__version__}\n"
+    else:
+        assert all(summary in out for _, summary in COMMANDS.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["strat"], 2, "There is no command 'strat'. Did you mean 'start'?"),
+        (["start", "--acel", "tcg"], 2, "--acel"),
+        (["start", "--accel", "warp"], 2, "'warp' is not one of"),
+        (["start", "--", "true"], 2, "No airlock.toml found"),
+        (["-q", "start"], 2, "No airlock.toml found"),
+        (["show"], 1, "No project data"),
+        (["show", "--json"], 1, "No project data"),
+        (["rm"], 1, "No project data"),
+        (["remove", "-f"], 1, "No project data"),
+        (["exec", "--", "true"], 1, "no running VM"),
+        (["x", "true"], 1, "no running VM"),
+        (["stop"], 1, "no running VM"),
+        (["ps"], 1, "no running VM"),
+        (["logs", "web"], 1, "no running VM"),
+        (["start", "-d", "--", "true"], 2, "--detach runs no command"),
+        (["exec"], 2, "Missing argument 'CMD...'"),
+        (["exec", "-e", "novalue", "true"], 2, "-e novalue: expected NAME=VALUE"),
+        (["exec", "-e", "=v", "true"], 2, "cannot be the name"),
+        (["build", "./none.toml"], 2, "Config error"),
+        (["image", "inspect", "./none.toml"], 2, "Config error"),
+        (["store", "verify", "/etc"], 1, "/etc is not a store path"),
+    ],
+)
+def test_a_mistake_is_answered_on_stderr_with_its_exit_code(
+    arguments: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert said in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_a_config_error_is_told_with_file_line_and_column(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "airlock.toml"
+    config.write_text("[vm]\nmemmory = '1 GB'\n")
+    assert run(["start", "--", "true"]) == 2
+    err = capsys.readouterr().err
+    assert err == (
+        f"Config error: {config}:2:1: unknown key 'memmory' in [vm]\n  hint: did you mean 'memory'?\n"
+    )
+    config.write_text("[vm]\nimage = 'nothing-has-this-name'\n")
+    assert run(["start", "--", "true"]) == 2
+    assert f"Config error: {config}:2:1: " in capsys.readouterr().err
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
+    """`airlock exec` raises what is put into this list."""
+    errors: list[BaseException] = []
+
+    def attach(*_: object, **__: object) -> int:
+        raise errors.pop()
+
+    monkeypatch.setattr(airlock_runner.attach, "attach", attach)
+    return errors
+
+
+def several() -> ConfigError:
+    places = [Location(Path("a.toml"), line, 1) for line in (1, 2)]
+    return ConfigError.of([ConfigError("wrong", hint=f"hint {at.line}", at=at) for at in places])
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (AirlockError("it broke", hint="mend it"), 1, "Error: it broke\n  hint: mend it\n"),
+        (AirlockError("\x1b[2Jgone\x9b", hint="\x07"), 1, "Error: \\x1b[2Jgone\\x9b\n  hint: \\x07\n"),
+        (
+            several(),
+            2,
+            "Config error:\n  a.toml:1:1: wrong\n  a.toml:2:1: wrong\n  hint: hint 1\n  hint: hint 2\n",
+        ),
+        (PermissionError(13, "Permission denied", "/x"), 1, "Error: /x: Permission denied\n"),
+        (KeyboardInterrupt(), 130, ""),
+        (ValueError("surprise"), 70, "Internal error: ValueError: surprise\n"),
+    ],
+)
+def test_an_error_becomes_a_message_a_hint_and_an_exit_code(
+    failing: list[BaseException],
+    error: BaseException,
+    code: int,
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    failing.append(error)
+    assert run(["exec", "true"]) == code
+    err = capsys.readouterr().err
+    assert err.startswith(said)
+    assert err == said or "AIRLOCK_TRACEBACK=1" in err
+
+
+def test_a_traceback_is_there_for_who_asks(
+    failing: list[BaseException], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AIRLOCK_TRACEBACK", "1")
+    failing.append(ValueError("surprise"))
+    assert run(["exec", "true"]) == 70
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+def test_exec_passes_directory_variables_and_the_commands_own_options(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[tuple[object, ...]] = []
+
+    def attach(*arguments: object, login: bool) -> int:
+        calls.append((*arguments, login))
+        return 42
+
+    monkeypatch.setattr(airlock_runner.attach, "attach", attach)
+    assert run(["x", "-w", "/tmp", "-e", "A=1", "-e", "B=x=y", "ls", "-q", "--help"]) == 42
+    assert calls == [(None, ("ls", "-q", "--help"), "/tmp", {"A": "1", "B": "x=y"}, False)]
+    assert run(["exec", "--login"]) == 42
+    assert calls[1:] == [(None, (), None, {}, True)]
+
+
+@pytest.mark.parametrize("quiet_at", [0, 1])
+def test_quiet_works_before_and_after_the_command(
+    quiet_at: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / ".airlock" / "sandbox").mkdir(parents=True, mode=0o700)
+    words = ["rm", "-f"]
+    words.insert(quiet_at, "-q")
+    assert run(words) == 0
+    assert capsys.readouterr() == ("", "")
+    assert not (tmp_path / ".airlock" / "sandbox").exists()
+
+
+def test_rm_asks_a_terminal_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sandbox = tmp_path / ".airlock" / "sandbox"
+    sandbox.mkdir(parents=True, mode=0o700)
+    (sandbox / "disk.img").write_bytes(b"data")
+    assert run(["rm"]) == 2
+    assert "airlock rm --force" in capsys.readouterr().err
+    assert sandbox.exists()
+    assert run(["rm", "--force"]) == 0
+    assert capsys.readouterr().out == "Sandbox removed\n"
+    assert not sandbox.exists()
+
+
+@pytest.mark.parametrize("agreed", [True, False])
+def test_start_offers_a_config_on_a_terminal(
+    agreed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for stream in (sys.stdin, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+    monkeypatch.setattr(click, "confirm", lambda *_, **__: agreed)
+    reached: list[str | None] = []
+
+    def image(_chosen: str | None, configured: str | None, *_: object) -> None:
+        reached.append(configured)
+        raise AirlockError("far enough")
+
+    monkeypatch.setattr(start_module, "_image", image)
+    assert run(["start"]) == (1 if agreed else 2)
+    assert (tmp_path / "airlock.toml").exists() is agreed
+    assert reached == (["base"] if agreed else [])
+    assert "No airlock.toml found" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts_ask_airlock(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["completion", shell]) == 0
+    assert f"_AIRLOCK_COMPLETE={shell}_complete" in capsys.readouterr().out
+
+
+def test_the_shell_learns_the_commands() -> None:
+    environment = {
+        **os.environ,
+        "_AIRLOCK_COMPLETE": "bash_complete",
+        "COMP_WORDS": "airlock st",
+        "COMP_CWORD": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "airlock.main"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["plain,start", "plain,stop", "plain,store"]
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    for arguments in ("--help", "recipe list --json", "store path"):
+        line = f"'{sys.executable}' -m airlock.main {arguments} | true; echo ${{PIPESTATUS[0]}}"
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+        assert done.stderr == ""
+        assert int(done.stdout) in (0, 141)
+
+
+def test_doctor_names_what_is_missing_and_its_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert run(["doctor", "--json"]) == 1
+    findings = {finding["name"]: finding for finding in json.loads(capsys.readouterr().out)}
+    assert findings["qemu"]["status"] == "missing"
+    assert "qemu-system-" in findings["qemu"]["hint"]
+    assert findings["disk"]["detail"].endswith(f"({tmp_path / 'store'})")
+    assert run(["doctor"]) == 1
+    assert "missing  qemu" in capsys.readouterr().out
+
+
+def test_recipe_show_prints_what_is_merged_as_toml_that_reads_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packages = [f"package-{number}" for number in range(12)]
+    (tmp_path / "parent.toml").write_text(f"[recipe]\nname = 'parent'\n[rootfs]\npackages = {packages}\n")
+    (tmp_path / "child.toml").write_text(
+        "[recipe]\nname = 'child'\nextends = './parent.toml'\n[rootfs]\npackages = ['\u0062ash']\n"
+        '[env]\nA = "\\u001b[2J"\n'
+    )
+    assert run(["recipe", "show", "./child.toml"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"# {tmp_path / 'parent.toml'}\n# {tmp_path / 'child.toml'}\n")
+    assert "\x1b" not in out
+    shown = tomllib.loads(out)
+    assert shown["rootfs"]["packages"] == [*packages, "bash"]
+    assert shown["env"] == {"A": "\x1b[2J"}
+    assert '\n    "package-0",\n' in out
+    assert run(["recipe", "show", "./child.toml", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["recipe"] == shown
+
+
+def test_recipe_list_finds_mine_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "base.toml").write_text("[recipe]\nname = 'base'\nsummary = \"Mine\\u001b[2J\"\n")
+    monkeypatch.setenv("AIRLOCK_RECIPES", str(tmp_path))
+    assert run(["recipe", "list"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["NAME", "SUMMARY", "PATH"]
+    assert ["base", "Mine\\x1b[2J", str(tmp_path / "base.toml")] in lines
+
+
+def test_an_empty_store_lists_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["store", "path"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'store'}\n"
+    assert run(["image", "list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+    assert run(["list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+    assert run(["store", "gc"]) == 0
+    assert capsys.readouterr().out == "0 paths removed, 0 B freed\n"
+    assert run(["store", "verify"]) == 0

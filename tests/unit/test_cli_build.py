@@ -1,0 +1,165 @@
+"""`airlock build`: how progress looks on a terminal and elsewhere, and what the result looks like."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+import airlock_builder.build
+from airlock import progress
+from airlock.cli import run
+from airlock.output import space_of
+from airlock_builder.build import BuildResult, StepResult
+from airlock_builder.step import Step
+from airlock_store.errors import BuildError
+from airlock_store.paths import StorePath
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from airlock_builder.step import Reporter
+
+FETCH, ROOTFS = Step("fetch", "packages", 1, {}), Step("rootfs", "tree [red]", 1, {})
+HOSTILE = "\x1b[2Jgot [bold]it\r\n"
+
+
+def go_through(reporter: Reporter) -> None:
+    """A build of two steps, of which the first is there already."""
+    reporter.step_started(FETCH)
+    reporter.step_finished(FETCH, 0.0, True)
+    reporter.step_started(ROOTFS)
+    reporter.step_progress(ROOTFS, 0.5, "half\x07")
+    reporter.step_log(ROOTFS, HOSTILE)
+    reporter.step_finished(ROOTFS, 12.4, False)
+
+
+def test_without_a_terminal_there_is_a_line_when_a_step_begins_and_when_it_ends(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with progress.reporter(quiet=False) as reporter:
+        go_through(reporter)
+    assert capsys.readouterr() == ("", "rootfs tree [red] ...\nrootfs tree [red]: done in 12 s\n")
+
+
+def test_what_tools_write_is_shown_on_demand_and_made_safe(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.reporter(quiet=False, verbose=True) as reporter:
+        go_through(reporter)
+    assert "\n  \\x1b[2Jgot [bold]it\n" in capsys.readouterr().err
+
+
+def test_quiet_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.reporter(quiet=True, verbose=True) as reporter:
+        go_through(reporter)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_a_terminal_gets_bars_and_names_are_not_markup(
+    verbose: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "150")
+    monkeypatch.setattr("sys.stderr", terminal)
+    with progress.reporter(quiet=False, verbose=verbose) as reporter:
+        go_through(reporter)
+    shown = terminal.getvalue()
+    assert "rootfs tree [red]" in shown
+    assert "✓" in shown
+    assert ("\\x1b[2Jgot [bold]it" in shown) is verbose
+    assert "\x1b[2J" not in shown
+    assert "\x07" not in shown
+    last = shown.rpartition("✓")[2]
+    assert "fetch packages" not in last
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "0.0 s"), (9.94, "9.9 s"), (9.96, "10 s"), (59.6, "1 min 00 s"), (125.4, "2 min 05 s")],
+)
+def test_durations_read_well(seconds: float, text: str) -> None:
+    assert progress.duration(seconds) == text
+
+
+@pytest.fixture
+def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StorePath:
+    """The builder builds this image, whatever it is asked for, and says so in the file `asked`."""
+    path = tmp_path / f"{'a' * 32}-base"
+    path.mkdir()
+    (path / "rootfs").write_bytes(b"x" * 100_000)
+    image = StorePath(path, "a" * 32, "base")
+    monkeypatch.chdir(tmp_path)
+
+    def plan(ref: str, *, base: Path) -> str:
+        (tmp_path / "asked").write_text(f"{ref} {base}")
+        if ref == "broken":
+            raise BuildError("mmdebstrap failed\n  its last words", hint="try again")
+        return ref
+
+    def build(_plan: str, _store: object, reporter: Reporter) -> BuildResult:
+        go_through(reporter)
+        return BuildResult(image, (StepResult("image", "base", image.key, path, 1.25, False),))
+
+    monkeypatch.setattr(airlock_builder.build, "plan", plan)
+    monkeypatch.setattr(airlock_builder.build, "build", build)
+    return image
+
+
+def test_build_ends_with_a_table_the_path_and_its_size(
+    built: StorePath, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["build", "base"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.endswith("done in 12 s\n")
+    heads, step, empty, path = captured.out.splitlines()
+    assert heads.split() == ["STEP", "NAME", "TIME", "SIZE"]
+    assert step.split()[:4] == ["image", "base", "1.2", "s"]
+    assert empty == ""
+    assert path.startswith(f"{built.path}  (")
+
+
+def test_build_tells_machines_in_json(built: StorePath, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["-q", "build", "base", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    step = {
+        "kind": "image",
+        "name": "base",
+        "key": built.key,
+        "path": str(built.path),
+        "seconds": 1.25,
+        "cached": False,
+    }
+    assert json.loads(captured.out) == {
+        "path": str(built.path),
+        "key": built.key,
+        "name": "base",
+        "size": space_of(built.path),
+        "steps": [step],
+    }
+
+
+def test_a_quiet_build_prints_the_path_alone(built: StorePath, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["build", "-q"]) == 0
+    assert capsys.readouterr() == (f"{built.path}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("config", "asked"), [(None, "base"), ("", "base"), ("[vm]\nimage = './mine.toml'\n", "./mine.toml")]
+)
+def test_without_a_recipe_the_projects_image_is_built(
+    built: StorePath, config: str | None, asked: str, tmp_path: Path
+) -> None:
+    if config is not None:
+        (tmp_path / "airlock.toml").write_text(config)
+    assert run(["-q", "build"]) == 0
+    assert (tmp_path / "asked").read_text() == f"{asked} {tmp_path}"
+
+
+def test_a_failed_build_says_what_the_tool_said(built: StorePath, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["build", "broken"]) == 1
+    assert capsys.readouterr().err == "Error: mmdebstrap failed\n  its last words\n  hint: try again\n"

@@ -1,0 +1,85 @@
+"""airlock.toml: what it may say, what it means when it says nothing, and what is refused."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from airlock_runner.config import DiskConfig, ProjectConfig, VmConfig, find_config, load_config
+from airlock_runner.config.model import MAX_ENV, check_env, host_memory, parse_memory
+from airlock_store.errors import ConfigError
+from airlock_store.sizes import GIB, MIB
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(autouse=True)
+def _no_layers_of_the_user(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+
+
+def load(root: Path, text: str) -> ProjectConfig:
+    (root / "airlock.toml").write_text(text)
+    return load_config(root)
+
+
+def test_a_full_config(tmp_path: Path) -> None:
+    vm = '[vm]\nimage = "base"\ncpus = 3\nmemory = "300 MB"\nharden = false\n'
+    text = vm + '[env]\nA = "b=c"\n[disk]\nsize = "1 GB"\n'
+    assert load(tmp_path, text) == ProjectConfig(
+        vm=VmConfig(image="base", cpus=3, memory=300 * MIB, harden=False),
+        env={"A": "b=c"},
+        disk=DiskConfig(GIB),
+    )
+
+
+def test_an_empty_config_leaves_everything_to_the_image(tmp_path: Path) -> None:
+    config = load(tmp_path, "")
+    assert config.vm == VmConfig(image=None, cpus=None, memory=None, harden=None)
+    assert config.disk.size == 10 * GIB
+    assert config.env == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "said"),
+    [
+        ("[vm]\nmemory = '255 MB'", "2:1", "'memory': 255 MB is too little for a VM, it needs 256 MB"),
+        ("[vm]\nmemory = '900000 GB'", "2:1", "more than this host has"),
+        ("[vm]\ncpus = 0", "2:1", "'cpus': a VM has 1 to 255 CPUs, found 0"),
+        ("[vm]\ncpus = true", "2:1", "'cpus': expected an integer"),
+        ("[vm]\nimage = ''", "2:1", "'image': expected the name of a recipe"),
+        ("[vm]\nhardn = true", "2:1", "unknown key 'hardn' in [vm]"),
+        ("[disk]\nsize = '1 MB'", "2:1", "'size': a disk has 64 MB to 16 TB"),
+        ("[env]\nA = ''\n'B=C' = ''", "3:1", "'B=C' cannot be the name"),
+        ("[env]\n'' = ''", "2:1", "'' cannot be the name"),
+        ('[env]\nA = "\\u0000"', "2:1", "the value of 'A' has a NUL"),
+        ("[env]\nA = 1", "2:1", "'A': expected a string, found an integer"),
+    ],
+)
+def test_a_wrong_config_is_refused_with_its_place(tmp_path: Path, text: str, place: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    assert str(caught.value).startswith(f"{tmp_path / 'airlock.toml'}:{place}: ")
+    assert said in caught.value.message
+
+
+def test_memory_up_to_what_the_host_has_is_allowed() -> None:
+    assert parse_memory(f"{host_memory()} B") == host_memory()
+    with pytest.raises(ValueError, match="more than this host"):
+        parse_memory(f"{host_memory() + 1} B")
+
+
+def test_an_environment_variable_fits_into_execve() -> None:
+    check_env("A", "x" * (MAX_ENV - 3))
+    with pytest.raises(ValueError, match="too long"):
+        check_env("A", "x" * (MAX_ENV - 2))
+
+
+def test_a_config_is_found_even_when_it_cannot_be_read(tmp_path: Path) -> None:
+    assert find_config(tmp_path) is None
+    (tmp_path / "airlock.toml").symlink_to("nowhere")
+    assert find_config(tmp_path) == tmp_path / "airlock.toml"
+    with pytest.raises(ConfigError, match="No such file"):
+        load_config(tmp_path)

@@ -1,0 +1,102 @@
+"""The QEMU command line as a table: what each part of a machine's description adds to it."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from airlock_runner.machine.argv import Channels, MachineSpec, Share, kernel_command_line, qemu_argv
+
+SPEC = MachineSpec(
+    qemu=Path("/usr/bin/qemu-system-x86_64"),
+    arch="x86_64",
+    accelerator="tcg",
+    cpus=2,
+    memory=512 * 1024**2,
+    kernel=Path("/store/i/kernel"),
+    initrd=Path("/store/i/initrd"),
+    rootfs=Path("/store/i/rootfs.ext4"),
+    rootfs_format="ext4",
+    disk=Path("/project/.airlock/sandbox/disk.img"),
+    shares=(),
+)
+CHANNELS = Channels(console=10, control=11, network=12)
+
+
+def pairs(argv: list[str]) -> set[tuple[str, str]]:
+    return set(itertools.pairwise(argv))
+
+
+def argv(**changes: object) -> list[str]:
+    return qemu_argv(replace(SPEC, **changes), CHANNELS)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, ("-machine", "q35,usb=off,sata=off,smbus=off,vmport=off")),
+        ({}, ("-accel", "tcg,thread=multi")),
+        ({}, ("-cpu", "max")),
+        ({}, ("-smp", "2")),
+        ({}, ("-m", "512M")),
+        ({}, ("-display", "none")),
+        ({}, ("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")),
+        ({}, ("-chardev", "socket,id=control,fd=11")),
+        ({}, ("-device", "virtserialport,bus=serial.0,nr=1,chardev=control,name=airlock.control")),
+        ({}, ("-device", "virtserialport,bus=serial.0,nr=2,chardev=network,name=airlock.network")),
+        ({}, ("-blockdev", "driver=file,node-name=image,filename=/store/i/rootfs.ext4,read-only=on")),
+        ({}, ("-device", "virtio-blk-pci,drive=disk,serial=airlock-disk,disable-legacy=on")),
+        ({"accelerator": "kvm"}, ("-accel", "kvm")),
+        ({"accelerator": "kvm"}, ("-cpu", "host")),
+        ({"accelerator": "hvf", "arch": "aarch64"}, ("-machine", "virt,gic-version=max,usb=off")),
+        (
+            {"rootfs": Path("/a,b/root")},
+            ("-blockdev", "driver=file,node-name=image,filename=/a,,b/root,read-only=on"),
+        ),
+        (
+            {"shares": (Share("project", Path("/p,q r")),)},
+            ("-fsdev", "local,id=project,path=/p,,q r,security_model=none,multidevs=remap"),
+        ),
+        (
+            {"shares": (Share("docs", Path("/d"), read_only=True),)},
+            ("-fsdev", "local,id=docs,path=/d,security_model=none,multidevs=remap,readonly=on"),
+        ),
+        (
+            {"shares": (Share("project", Path("/p")),)},
+            ("-device", "virtio-9p-pci,fsdev=project,mount_tag=project,disable-legacy=on"),
+        ),
+    ],
+)
+def test_what_is_there(changes: dict[str, object], expected: tuple[str, str]) -> None:
+    assert expected in pairs(argv(**changes))
+
+
+def test_nothing_but_what_was_asked_for() -> None:
+    words = argv()
+    assert "-nodefaults" in words
+    assert "-no-user-config" in words
+    assert not {"-netdev", "-nic", "-net", "-monitor", "-vnc", "-usb", "-virtfs"} & set(words)
+    assert not [word for word in words if "virtio-net" in word or "e1000" in word]
+
+
+def test_the_image_is_never_writable() -> None:
+    (image,) = [word for word in argv() if "node-name=image" in word]
+    assert image.endswith("read-only=on")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, {"console=ttyS0", "panic=-1", "airlock.rootfs=ext4", "mitigations=off"}),
+        ({"arch": "aarch64"}, {"console=ttyAMA0"}),
+    ],
+)
+def test_kernel_command_line(changes: dict[str, object], words: set[str]) -> None:
+    assert words <= set(kernel_command_line(replace(SPEC, **changes)).split())  # type: ignore[arg-type]
+
+
+def test_mitigations_stay_on_where_the_cpu_is_real() -> None:
+    assert "mitigations=off" not in kernel_command_line(replace(SPEC, accelerator="kvm"))

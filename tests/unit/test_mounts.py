@@ -1,0 +1,192 @@
+"""What of the host is shared with a sandbox: sources as the config names them, and what is refused."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from airlock_runner.config import load_config
+from airlock_runner.machine.argv import Share
+from airlock_runner.mounts import MAX_MOUNTS, Mounts, settle
+from airlock_store.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project, in a home."""
+    monkeypatch.setenv("HOME", os.fspath(tmp_path))
+    path = tmp_path / "project"
+    path.mkdir()
+    return path
+
+
+def mounts(root: Path, text: str) -> Mounts:
+    (root / "airlock.toml").write_text(text)
+    return settle(load_config(root), root)
+
+
+def refusal(root: Path, text: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        mounts(root, text)
+    return str(caught.value).removeprefix(f"{root}/airlock.toml:")
+
+
+def targets(settled: Mounts) -> list[tuple[str, str]]:
+    return [(place["kind"], place["target"]) for place in settled.places]
+
+
+def test_a_project_alone_is_shared_and_its_private_directory_hidden(root: Path) -> None:
+    settled = mounts(root, "")
+    assert settled.shares == (Share("project", root),)
+    assert settled.places == (
+        {"kind": "share", "tag": "project", "target": f"{root}", "read_only": False},
+        {"kind": "mask", "target": f"{root}/.airlock"},
+    )
+
+
+def test_sources_are_absolute_below_home_or_relative_to_the_project(root: Path, tmp_path: Path) -> None:
+    for name in ("one", "project/two", "three"):
+        (tmp_path / name).mkdir()
+    settled = mounts(
+        root,
+        f'[mounts.a]\nsource = "{tmp_path}/one"\nread_only = true\n'
+        '[mounts.b]\nsource = "two"\ntarget = "/srv//./two/"\n'
+        '[mounts.c]\nsource = "~/three/../three"\ntarget = "~/t"\n',
+    )
+    assert settled.shares[1:] == (
+        Share("mount0", tmp_path / "one", True),
+        Share("mount1", root / "two"),
+        Share("mount2", tmp_path / "three"),
+    )
+    assert targets(settled)[1:-1] == [("share", f"{tmp_path}/one"), ("share", "/srv/two"), ("share", "~/t")]
+
+
+def test_the_private_directory_is_hidden_wherever_it_shows(root: Path, tmp_path: Path) -> None:
+    settled = mounts(root, '[mounts.all]\nsource = "~"\ntarget = "/srv/home"\n')
+    assert [target for kind, target in targets(settled) if kind == "mask"] == [
+        "/srv/home/project/.airlock", f"{root}/.airlock",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("missing", "warned"), [("warn", 1), ("ignore", 0)])
+def test_a_missing_source_can_be_left_out(root: Path, missing: str, warned: int) -> None:
+    settled = mounts(root, f'[mounts.a]\nsource = "~/none"\nmissing = "{missing}"\n')
+    assert len(settled.shares) == 1
+    assert len(settled.warnings) == warned
+    assert all("mount a: ~/none is not there" in warning for warning in settled.warnings)
+
+
+def test_a_missing_source_can_be_made(root: Path, tmp_path: Path) -> None:
+    settled = mounts(root, '[mounts.a]\nsource = "~/deep/er"\nmissing = "create-dir"\n')
+    assert settled.shares[1].source == tmp_path / "deep" / "er"
+    assert (tmp_path / "deep" / "er").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[mounts.a]\nsource = "~/none"', "2:1: mount a: {home}/none is not there"),
+        ('[mounts.a]\nsource = "~/file"', "2:1: mount a: {home}/file is not a directory"),
+        (
+            '[mounts.a]\nsource = "~/file/x"\nmissing = "create-dir"',
+            "2:1: mount a: {home}/file/x cannot be used",
+        ),
+        (
+            '[mounts.a]\nsource = "~"\ntarget = "{home}/project"',
+            "1:9: {home}/project is also the place of the project",
+        ),
+        (
+            '[mounts.a]\nsource = "~"\ntarget = "/x"\n[disk.cache.c]\npaths = ["/x"]',
+            "4:13: /x is also the place of mount a",
+        ),
+        ('[mounts."a b"]\nsource = "~"', "1:9: 'a b' is not a name"),
+        ("[mounts.a]", "1:9: missing key 'source' in [mounts.a]"),
+        ('[mounts.a]\nsource = "~other/x"', "2:1: 'source': '~other/x': only one's own home"),
+        ('[mounts.a]\nsource = "~"\ntarget = "x"', "3:1: 'target': 'x' is neither absolute nor below '~'"),
+        ('[mounts.a]\nsource = "~"\ntarget = "/a/../b"', "3:1: 'target': '/a/../b' has '..' in it"),
+        ('[mounts.a]\nsource = "~"\ntarget = "//"', "3:1: 'target': nothing can be mounted at '//'"),
+        ('[mounts.a]\nsource = "~"\ntarget = "/proc/self"', "3:1: 'target': nothing can be mounted at"),
+        (
+            '[mounts.a]\nsource = "~"\nmissing = "create-file"',
+            "3:1: 'missing': expected one of 'fail', 'warn'",
+        ),
+        ('[mask.a]\npaths = ["/etc"]', "2:1: 'paths': '/etc' is not a path below the project"),
+        ('[mask.a]\npaths = ["x/../.."]', "2:1: 'paths': 'x/../..' is not a path below the project"),
+        ('[mask.a]\npaths = ["~/x"]', "2:1: 'paths': '~/x' is not a path below the project"),
+        ('[mask.a]\npaths = ["."]', "2:1: 'paths': '.' is not a path below the project"),
+        ("[mask.a]\npaths = []", "2:1: 'paths': expected an array of paths"),
+        ('[disk.cache.a]\npaths = ["../x"]', "2:1: 'paths': '../x' is not a path below the project"),
+    ],
+)
+def test_what_cannot_be_mounted_is_refused_at_its_place(
+    root: Path, tmp_path: Path, text: str, said: str
+) -> None:
+    (tmp_path / "file").touch()
+    assert refusal(root, text.replace("{home}", str(tmp_path))).startswith(
+        said.replace("{home}", str(tmp_path))
+    )
+
+
+def test_the_number_of_mounts_is_bounded(root: Path) -> None:
+    text = "".join(f'[mounts.m{n}]\nsource = "~"\ntarget = "/m/{n}"\n' for n in range(MAX_MOUNTS + 1))
+    assert f"more than {MAX_MOUNTS} mounts" in refusal(root, text)
+
+
+@pytest.mark.parametrize("source", ["inner", "inner/below"])
+def test_a_symlink_that_a_sandbox_could_have_made_leads_nowhere(
+    root: Path, tmp_path: Path, source: str
+) -> None:
+    (tmp_path / "secret" / "below").mkdir(parents=True)
+    (root / "inner").symlink_to("../secret")
+    text = f'[mounts.a]\nsource = "{source}"\nread_only = true\nmissing = "create-dir"\n'
+    assert "leads out of" in refusal(root, text)
+    (root / "inner").unlink()
+    (root / "inner").symlink_to(tmp_path / "not-made-yet")
+    assert "leads out of" in refusal(root, text)
+    assert not (tmp_path / "not-made-yet").exists()
+
+
+def test_a_symlink_below_another_writable_mount_leads_nowhere(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "link").symlink_to("/etc")
+    text = '[mounts.data]\nsource = "~/data"\n{}[mounts.b]\nsource = "~/data/link"\ntarget = "/b"\n'
+    assert "leads out of" in refusal(root, text.format(""))
+    # Where no sandbox can write, a symlink is the user's own.
+    settled = mounts(root, text.format("read_only = true\n"))
+    assert os.fspath(settled.shares[2].source) == "/etc"
+
+
+def test_a_symlink_within_the_project_is_followed(root: Path) -> None:
+    (root / "real").mkdir()
+    (root / "link").symlink_to("real")
+    assert mounts(root, '[mounts.a]\nsource = "link"').shares[1].source == root / "real"
+
+
+def test_masks_and_caches_become_places(root: Path) -> None:
+    settled = mounts(
+        root,
+        '[mask.secrets]\npaths = [".env", "./a//b/"]\n[disk.cache.c]\npaths = ["target", "~/.cargo", "/var/x"]\n',
+    )
+    assert targets(settled)[2:] == [
+        ("mask", f"{root}/.env"), ("mask", f"{root}/a/b"),
+        ("cache", f"{root}/target"), ("cache", "~/.cargo"), ("cache", "/var/x"),
+    ]  # fmt: skip
+    before = {place["target"]: place["directory"] for place in settled.places if place["kind"] == "cache"}
+    assert len(set(before.values())) == 3
+    after = mounts(root, '[disk.cache.c]\npaths = ["/var/x", "target"]').places[2:]
+    assert {place["target"]: place["directory"] for place in after}.items() <= before.items()
+
+
+def test_entries_that_are_off_are_not_there(root: Path) -> None:
+    (root / "airlock.local.toml").write_text(
+        "[mounts.a]\nenabled = false\n[mask.m]\nenabled = false\n[disk.cache.c]\nenabled = false\n"
+    )
+    settled = mounts(root, '[mounts.a]\nsource = "~/none"\n[mask.m]\npaths = ["x"]\n')
+    assert len(settled.places) == 2
+    # What is wrong in one that is off is wrong.
+    assert "unknown key 'sorce'" in refusal(root, "[mounts.a]\nenabled = false\nsorce = ''\n")

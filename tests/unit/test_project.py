@@ -1,0 +1,161 @@
+"""A project's directory on the host: locks, state and disk, also where the guest has tampered with them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from airlock_runner.project import DIRECTORY, DISK, LOCK, NEW_DISK, STATE, Project, ProjectError, State
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MIB = 1024**2
+STATE_NOW = State("base", "/store/x-base", 2, 512 * MIB, 64 * MIB, "2026-01-02T03:04:05Z")
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    project = Project(tmp_path)
+    project.prepare()
+    return project
+
+
+def test_find_walks_up(project: Project) -> None:
+    below = project.root / "a" / "b"
+    below.mkdir(parents=True)
+    assert Project.find(below) == project
+    assert Project.find(project.root) == project
+
+
+def test_find_ignores_a_link_in_place_of_the_directory(tmp_path: Path) -> None:
+    (tmp_path / ".airlock").mkdir()
+    (tmp_path / DIRECTORY).symlink_to(tmp_path)
+    assert Project.find(tmp_path) != Project(tmp_path)
+
+
+def test_prepare_is_private_and_repeatable(project: Project) -> None:
+    project.prepare()
+    assert project.directory.stat().st_mode & 0o777 == 0o700
+    assert (project.root / ".airlock/.gitignore").read_text() == "*\n"
+
+
+def test_prepare_refuses_a_link(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / ".airlock").symlink_to(elsewhere)
+    with pytest.raises(ProjectError, match="is not a directory"):
+        Project(tmp_path).prepare()
+    assert list(elsewhere.iterdir()) == []
+
+
+HOLD = """
+import sys; from pathlib import Path; from airlock_runner.project import Project
+with Project(Path(sys.argv[1])).lock():
+    print("held", flush=True); sys.stdin.read()
+"""
+
+
+def hold(project: Project) -> subprocess.Popen[str]:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, project.root], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    return holder
+
+
+def test_a_second_start_names_the_pid_that_holds_the_project(project: Project) -> None:
+    with hold(project) as holder:
+        assert project.running_pid() == holder.pid
+        with pytest.raises(ProjectError, match=rf"already running \(pid {holder.pid}\)"), project.lock():
+            pass
+        holder.communicate("")
+    assert project.running_pid() is None
+
+
+def test_the_lock_of_a_killed_start_is_stale(project: Project) -> None:
+    with hold(project) as holder:
+        holder.kill()
+    assert project.running_pid() is None
+    with project.lock():
+        assert project.running_pid() == os.getpid()
+
+
+def test_a_lock_file_full_of_nonsense_is_no_obstacle(project: Project) -> None:
+    (project.directory / LOCK).write_bytes(b"\xff" * 100)
+    with project.lock():
+        pass
+
+
+def test_state_comes_back(project: Project) -> None:
+    assert project.read_state() is None
+    assert project.status() is None
+    project.write_state(STATE_NOW)
+    assert project.read_state() == STATE_NOW
+    status = project.status()
+    assert status is not None
+    assert (status.image_name, status.running_pid, status.disk_size) == ("base", None, 64 * MIB)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", None),
+        ("[]", None),
+        ("{" * 100_000, None),
+        ('{"image_name": 7, "cpus": "many", "memory": true}', State()),
+        ('{"image_name": "x", "evil": 1}', replace(State(), image_name="x")),
+    ],
+)
+def test_tampered_state_is_bounded_and_checked(project: Project, text: str, expected: State | None) -> None:
+    (project.directory / STATE).write_text(text)
+    assert project.read_state() == expected
+
+
+def test_links_and_pipes_in_place_of_files_are_refused(project: Project, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("precious")
+    for name in (LOCK, STATE, NEW_DISK, DISK):
+        (project.directory / name).symlink_to(secret)
+    assert project.read_state() is None
+    with pytest.raises(ProjectError, match="not a regular file"), project.lock():
+        pass
+    with pytest.raises(ProjectError, match="is not a file"):
+        project.ensure_disk(MIB)
+    (project.directory / DISK).unlink()
+    with pytest.raises(ProjectError, match="not a regular file"):
+        project.ensure_disk(MIB)
+    assert secret.read_text() == "precious"
+    (project.directory / STATE).unlink()
+    os.mkfifo(project.directory / STATE)
+    assert project.read_state() is None
+
+
+def test_a_disk_is_sparse_and_only_kept_once_formatted(project: Project) -> None:
+    path, new = project.ensure_disk(64 * MIB)
+    assert new
+    assert path.stat().st_size == 64 * MIB
+    assert path.stat().st_blocks == 0
+    assert project.disk_size() is None
+    # A start that died before it formatted leaves nothing that the next would trust.
+    assert project.ensure_disk(64 * MIB) == (path, True)
+    project.keep_disk()
+    assert project.ensure_disk(64 * MIB) == (project.directory / DISK, False)
+    assert project.ensure_disk(96 * MIB) == (project.directory / DISK, False)
+    assert project.disk_size() == 96 * MIB
+
+
+def test_remove_takes_everything_but_not_while_it_runs(project: Project) -> None:
+    project.ensure_disk(MIB)
+    with hold(project):
+        with pytest.raises(ProjectError, match="already running"):
+            project.remove()
+        assert project.directory.exists()
+    project.remove()
+    assert not project.directory.exists()

@@ -1,0 +1,68 @@
+"""The event loop: what a callback does to other descriptors of the same round takes effect at once."""
+
+from __future__ import annotations
+
+import os
+
+from airlockd.protocol.loop import Loop
+
+
+def pipes(count: int) -> list[tuple[int, int]]:
+    made = [os.pipe() for _ in range(count)]
+    for _, write in made:
+        os.write(write, b"x")
+    return made
+
+
+def test_a_descriptor_that_was_forgotten_in_a_round_is_not_called() -> None:
+    loop = Loop()
+    (first, _), (second, _) = pipes(2)
+    called = []
+
+    def callback(me: int, other: int) -> None:
+        called.append(me)
+        loop.forget(other)
+        loop.stop()
+
+    loop.on_readable(first, lambda: callback(first, second))
+    loop.on_readable(second, lambda: callback(second, first))
+    loop.run()
+    assert len(called) == 1
+
+
+def test_a_number_that_is_used_again_in_a_round_is_another_descriptor() -> None:
+    loop = Loop()
+    (first, _), (second, _) = pipes(2)
+    called = []
+
+    def callback(other: int) -> None:
+        loop.forget(other)
+        os.close(other)
+        assert os.dup(0) == other
+        loop.on_writable(other, lambda: called.append("new"))
+        loop.stop()
+
+    loop.on_readable(first, lambda: callback(second))
+    loop.on_readable(second, lambda: callback(first))
+    loop.run()
+    assert called == []
+
+
+def test_timers_are_called_in_order_unless_cancelled() -> None:
+    loop = Loop()
+    called: list[str] = []
+    loop.call_later(0.02, lambda: (called.append("second"), loop.stop()))  # type: ignore[func-returns-value]
+    loop.call_later(0.0, lambda: called.append("first"))
+    loop.call_later(0.01, lambda: called.append("never")).cancel()
+    loop.run()
+    assert called == ["first", "second"]
+
+
+def test_output_of_a_round_is_written_at_its_end() -> None:
+    loop = Loop()
+    ((read, _),) = pipes(1)
+    rounds: list[str] = []
+    loop.after(lambda: rounds.append("after"))
+    loop.on_readable(read, lambda: (rounds.append("read"), os.read(read, 1), loop.stop()))  # type: ignore[func-returns-value]
+    loop.run()
+    assert rounds == ["after", "read", "after"]

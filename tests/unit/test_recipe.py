@@ -1,0 +1,249 @@
+"""Recipes: what extends what, what wins, and errors that say where."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airlock_builder.recipe import RootfsFile, find_recipes, load_recipe
+from airlock_store.errors import ConfigError
+
+
+class Recipes:
+    """A directory with recipes; the first table of each is its [recipe] unless given."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def write(self, name: str, body: str = "", extends: str = "") -> Path:
+        head = f'[recipe]\nname = "{Path(name).name}"\n' + (f"extends = {extends}\n" if extends else "")
+        path = self.directory / f"{name}.toml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(head + textwrap.dedent(body))
+        return path
+
+
+@pytest.fixture
+def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipes:
+    monkeypatch.setenv("AIRLOCK_RECIPES", f":{tmp_path / 'recipes'}")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    return Recipes(tmp_path / "recipes")
+
+
+def fails(ref: str, base: Path = Path("/")) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(ref, base)
+    return caught.value
+
+
+def test_tables_merge_arrays_append_scalars_override(recipes: Recipes) -> None:
+    recipes.write(
+        "one",
+        """
+        summary = "one"
+        [rootfs]
+        packages = ["a1", "b1"]
+        run = ["true"]
+        [rootfs.files]
+        "/etc/one" = "1"
+        "/etc/both" = "1"
+        [vm]
+        memory = "1 GB"
+        cpus = 1
+        command = ["/bin/one", "-1"]
+        [env]
+        A = "1"
+        B = "1"
+        """,
+    )
+    recipes.write(
+        "two",
+        """
+        [rootfs]
+        suite = "bookworm"
+        packages = ["c1", "a1"]
+        run = ["false"]
+        files = { "/etc/both" = { content = "2", mode = "0755" } }
+        [vm]
+        cpus = 2
+        command = ["/bin/two"]
+        [env]
+        B = "2"
+        """,
+        extends='"one"',
+    )
+    loaded = load_recipe("two", Path("/"))
+    recipe = loaded.recipe
+    assert (recipe.recipe.name, recipe.recipe.summary) == ("two", "")
+    assert recipe.rootfs.packages == ("a1", "b1", "c1")
+    assert recipe.rootfs.run == ("true", "false")
+    assert recipe.rootfs.suite == "bookworm"
+    assert loaded.files() == (
+        RootfsFile("/etc/both", b"2", 0o755),
+        RootfsFile("/etc/one", b"1", 0o644),
+    )
+    assert (recipe.vm.memory, recipe.vm.cpus) == (1 << 30, 2)
+    assert recipe.vm.command == ("/bin/two",), "a command is one value, not a list to add to"
+    assert dict(recipe.env) == {"A": "1", "B": "2"}
+    assert [path.stem for path in loaded.sources] == ["one", "two"]
+    # Each line is placed where it was written, however far down the list it came.
+    assert [(at.path.stem, at.line) for at in loaded.run_places()] == [("one", 7), ("two", 8)]
+
+
+def test_a_diamond_merges_its_root_once(recipes: Recipes) -> None:
+    recipes.write("root", '[rootfs]\nrun = ["root"]\n')
+    recipes.write("left", '[rootfs]\nrun = ["left"]\n', '"root"')
+    recipes.write("right", '[rootfs]\nrun = ["right"]\n', '["root"]')
+    recipes.write("top", '[rootfs]\nrun = ["top"]\n', '["left", "right"]')
+    assert load_recipe("top", Path("/")).recipe.rootfs.run == ("root", "left", "right", "top")
+
+
+def test_a_circle_is_shown(recipes: Recipes) -> None:
+    recipes.write("one", extends='"two"')
+    recipes.write("two", extends='"three"')
+    at = recipes.write("three", extends='["two"]')
+    error = fails("one")
+    assert "two.toml → three.toml → two.toml" in error.message
+    assert error.at and (error.at.path, error.at.line, error.at.column) == (at, 3, 12)
+
+
+def test_a_recipe_that_extends_itself(recipes: Recipes) -> None:
+    recipes.write("self", extends='"self"')
+    assert "self.toml → self.toml" in fails("self").message
+
+
+def test_too_many(recipes: Recipes) -> None:
+    for number in range(40):
+        recipes.write(f"r{number}", extends=f'"r{number + 1}"')
+    recipes.write("r40")
+    assert "more than 32" in fails("r0").message
+
+
+def test_paths_start_from_the_recipe_that_has_them(recipes: Recipes) -> None:
+    recipes.write("sub/parent", '[rootfs.files]\n"/etc/a" = { source = "a.txt" }\n')
+    (recipes.directory / "sub/a.txt").write_text("beside the parent")
+    recipes.write("child", extends='"./sub/parent.toml"')
+    assert load_recipe("child", Path("/")).files()[0].content == b"beside the parent"
+    assert load_recipe("recipes/child.toml", recipes.directory.parent).name == "child"
+
+
+@pytest.mark.parametrize(
+    ("body", "message", "line", "column"),
+    [
+        ("[vm]\nmemmory = '1 GB'", "unknown key 'memmory' in [vm]", 4, 1),
+        ("[vm]\nmemory = 512", "with a unit", 4, 1),
+        ("[vm]\nmemory = '1 MB'", "at least 256 MB", 4, 1),
+        ("[vm]\ncpus = 0", "cpus is from 1 to 255", 3, 2),
+        ("[vm]\ncpus = true", "expected an integer, found a boolean", 4, 1),
+        ("[vm]\nharden = 'no'", "expected a boolean", 4, 1),
+        ("[vm]\ncommand = 'sh'", "expected an array", 4, 1),
+        ("[image]\nformat = 'xfs'", "expected one of 'ext4'", 4, 1),
+        ("[image]\nsize = 'big'", "expected a size", 4, 1),
+        ("[rootfs]\nsuite = 'Trixie!'", "not a Debian suite", 4, 1),
+        ("[rootfs]\npackages = ['ok', '-oDir=/']", "'-oDir=/' is not the name", 4, 1),
+        ("[rootfs]\npackages = ['vim-']", "'vim-' is not the name", 4, 1),
+        ("[rootfs]\nrun = ['true',\n  ' ']", "an empty line to run", 5, 3),
+        ("[rootfs.files]\n'/a' = {}", "either content or source", 4, 1),
+        ("[rootfs.files]\n'/a' = {content='', source='b'}", "either content or source", 4, 1),
+        ("[rootfs.files]\n'/a' = {content='', mode='rwx'}", "not a mode", 4, 21),
+        ("[kernel]\nprovider = 'arch'", "expected one of 'debian'", 4, 1),
+        ("[env]\n'A=B' = ''", "cannot be the name of a variable", 4, 1),
+        ("[env]\n'' = ''", "cannot be the name of a variable", 4, 1),
+    ],
+)
+def test_errors_say_where(recipes: Recipes, body: str, message: str, line: int, column: int) -> None:
+    path = recipes.write("bad", body)
+    error = fails("bad")
+    assert message in error.message
+    assert error.at and (error.at.path, error.at.line, error.at.column) == (path, line, column)
+
+
+def test_a_name_is_needed_and_checked(recipes: Recipes) -> None:
+    recipes.write("bad").write_text('[recipe]\nname = "Not OK"\nversion = 2\n')
+    error = fails("bad")
+    assert "'Not OK' is not a name" in str(error)
+    assert "recipe version 2 is not known" in str(error)
+    recipes.write("good")
+    recipes.write("bad").write_text('[recipe]\nextends = "good"\n')
+    assert "missing key 'name' in [recipe]" in fails("bad").message
+
+
+@pytest.mark.parametrize("target", ["etc/a", "/", "/etc/../a", "", "/a/.."])
+def test_targets_are_files_in_the_image(recipes: Recipes, target: str) -> None:
+    recipes.write("bad", f'[rootfs.files]\n"{target}" = ""\n')
+    with pytest.raises(ConfigError, match="not an absolute path"):
+        load_recipe("bad", Path("/")).files()
+
+
+def test_sources_stay_beside_the_recipe(recipes: Recipes) -> None:
+    recipes.write("bad", "[rootfs.files]\n" + "".join(
+        f"'/{n}' = {{source='{source}'}}\n"
+        for n, source in enumerate(["../secret", "/etc/passwd", "link", "missing", "directory", "loop", "fine"])
+    ))  # fmt: skip
+    (recipes.directory.parent / "secret").write_text("secret")
+    (recipes.directory / "link").symlink_to("../secret")
+    (recipes.directory / "loop").symlink_to("loop")
+    (recipes.directory / "directory").mkdir()
+    (recipes.directory / "fine").write_text("fine")
+    with pytest.raises(ConfigError) as caught:
+        load_recipe("bad", Path("/")).files()
+    lines = caught.value.message.splitlines()
+    assert len(lines) == 6
+    assert [line.partition("bad.toml:")[2][0] for line in lines] == ["4", "5", "6", "7", "8", "9"]
+    assert sum("lies outside" in line for line in lines) == 3
+
+
+def test_names_are_looked_up_in_order(recipes: Recipes, tmp_path: Path) -> None:
+    own = Recipes(tmp_path / "config" / "airlock" / "recipes")
+    own.write("mine", 'summary = "from the config"\n')
+    own.write("base", 'summary = "hides the one that ships"\n')
+    recipes.write("mine", 'summary = "from the variable"\n')
+    found = {recipe.name: recipe.summary for recipe in find_recipes()}
+    assert found["mine"] == "from the variable"
+    assert found["base"] == "hides the one that ships"
+    assert load_recipe("mine", Path("/")).recipe.recipe.summary == "from the variable"
+
+
+def test_the_recipes_that_ship_load(recipes: Recipes) -> None:
+    assert "base" in {recipe.name for recipe in find_recipes()}
+    for recipe in find_recipes():
+        assert load_recipe(recipe.name, Path("/")).name == recipe.name
+        assert recipe.summary
+
+
+def test_unknown_names_get_the_nearest(recipes: Recipes) -> None:
+    error = fails("bsae")
+    assert "no recipe is named 'bsae'" in error.message
+    assert error.hint and "base" in error.hint
+    at = recipes.write("bad", extends='[\n  "nothing-like-it",\n]')
+    error = fails("bad")
+    assert error.at and (error.at.path, error.at.line) == (at, 4)
+    assert error.hint and "base" in error.hint
+
+
+def test_a_path_that_is_not_there(tmp_path: Path) -> None:
+    assert "there is no recipe" in fails("./nothing.toml", tmp_path).message
+
+
+WORDS = st.lists(st.from_regex(r"[a-z0-9]{2,8}", fullmatch=True), max_size=6)
+
+
+@given(st.lists(WORDS, min_size=1, max_size=5))
+def test_a_line_of_recipes_appends_all(
+    tmp_path_factory: pytest.TempPathFactory, layers: list[list[str]]
+) -> None:
+    directory = tmp_path_factory.mktemp("recipes")
+    for number, words in enumerate(layers):
+        extends = f'"./r{number - 1}.toml"' if number else ""
+        listed = ", ".join(f'"{word}"' for word in words)
+        Recipes(directory).write(
+            f"r{number}", f"[rootfs]\npackages = [{listed}]\nrun = [{listed}]\n", extends
+        )
+    recipe = load_recipe(f"./r{len(layers) - 1}.toml", directory).recipe
+    flat = [word for words in layers for word in words]
+    assert recipe.rootfs.run == tuple(flat)
+    assert recipe.rootfs.packages == tuple(dict.fromkeys(flat))
