@@ -9,7 +9,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from airlockd.protocol.frames import ProtocolError, encode
 from airlockd.protocol.mux import (
-    CREDIT_PORTION,
     MAX_STREAMS,
     WINDOW,
     Credit,
@@ -51,10 +50,10 @@ def test_data_arrives_in_order_and_is_credited_in_portions() -> None:
     assert deliver(here, there) == [Data(1, b"abc")]
     there.consumed(1, 3)
     assert there.output_size == 0
-    here.send_data(1, bytes(CREDIT_PORTION))
+    here.send_data(1, bytes(WINDOW // 4))
     received = sum(len(event.data) for event in deliver(here, there) if isinstance(event, Data))
     there.consumed(1, received)
-    assert deliver(there, here) == [Credit(1, CREDIT_PORTION + 3)]
+    assert deliver(there, here) == [Credit(1, WINDOW // 4 + 3)]
     assert here.credit(1) == WINDOW
 
 

@@ -9,7 +9,7 @@ import os
 from typing import TYPE_CHECKING, Protocol
 
 from airlockd.protocol.frames import ProtocolError
-from airlockd.protocol.mux import Credit, Data, End, Message, Mux, Reset
+from airlockd.protocol.mux import WINDOW, Credit, Data, End, Message, Mux, Reset
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -46,9 +46,11 @@ class Link:
         fd: int,
         on_message: Callable[[Message], None],
         on_close: Callable[[str | None], None],
+        *,
+        window: int = WINDOW,
     ) -> None:
         self.loop = loop
-        self.mux = Mux()
+        self.mux = Mux(window)
         self.closed = False
         self._fd = fd
         self._on_message = on_message

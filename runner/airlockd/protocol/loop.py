@@ -34,10 +34,10 @@ class Timer:
 class Loop:
     """Runs callbacks for readable and writable descriptors and for timers until `stop`."""
 
-    def __init__(self) -> None:
-        # poll, not epoll, on the host: standard input may be a regular file, which epoll refuses.
+    def __init__(self, selector: selectors.BaseSelector | None = None) -> None:
+        # poll, not epoll: standard input may be a regular file, which epoll refuses.
         # macOS: poll cannot watch terminals, select can.
-        self._selector: selectors.BaseSelector = (
+        self._selector = selector or (
             selectors.SelectSelector() if sys.platform == "darwin" else selectors.PollSelector()
         )
         self._timers: list[Timer] = []

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 WINDOW = 1024 * 1024
 """Bytes a sender may have in flight on one stream before the receiver has consumed any."""
-CREDIT_PORTION = WINDOW // 4
-"""Consumed bytes that are gathered before the sender is told."""
+NETWORK_WINDOW = WINDOW // 4
+"""The same on the port airlock.network, where a thousand streams may be open at once."""
 MAX_STREAMS = 4096
 """Streams open at once on one connection."""
 MAX_STREAM_ID = 2**53
@@ -65,18 +65,23 @@ _CONTROL = frozenset({"call", "reply", "error", "event"})
 class _Stream:
     __slots__ = ("credit", "owed", "receive_window", "received_end", "sent_end")
 
-    def __init__(self) -> None:
-        self.credit = WINDOW
-        self.receive_window = WINDOW
+    def __init__(self, window: int) -> None:
+        self.credit = self.receive_window = window
         self.owed = 0
         self.received_end = False
         self.sent_end = False
 
 
 class Mux:
-    """The state of one connection. Streams are opened by number, by agreement in a call, on both ends."""
+    """The state of one connection. Streams are opened by number, by agreement in a call, on both ends.
 
-    def __init__(self) -> None:
+    `window`, in bytes, is the same at both ends.
+    """
+
+    def __init__(self, window: int = WINDOW) -> None:
+        self._window = window
+        # Consumed bytes are gathered before the sender is told: a frame for every small write would cost more.
+        self._portion = window // 4
         self._decoder = Decoder()
         self._streams: dict[int, _Stream] = {}
         # Streams that this end reset: frames for them may still be on their way and are dropped in silence.
@@ -119,7 +124,7 @@ class Mux:
             raise ProtocolError(f"stream {stream} is already open")
         if len(self._streams) >= MAX_STREAMS:
             raise ProtocolError("too many streams")
-        self._streams[stream] = _Stream()
+        self._streams[stream] = _Stream(self._window)
 
     def is_open(self, stream: int) -> bool:
         """Whether the stream is known and not yet closed in both directions."""
@@ -154,8 +159,7 @@ class Mux:
         if state is None or state.received_end:
             return
         state.owed += count
-        # In portions: a frame for every small write would cost more than the data.
-        if state.owed >= CREDIT_PORTION:
+        if state.owed >= self._portion:
             state.receive_window += state.owed
             self.send({"t": "credit", "s": stream, "n": state.owed})
             state.owed = 0
@@ -215,7 +219,7 @@ class Mux:
         amount: Any = header.get("n")
         if not isinstance(amount, int) or isinstance(amount, bool) or amount <= 0:
             raise ProtocolError(f"bad credit {amount!r:.40}")
-        if state.credit + amount > WINDOW:
+        if state.credit + amount > self._window:
             raise ProtocolError(f"credit beyond the window on stream {stream}")
         state.credit += amount
         return Credit(stream, amount)
