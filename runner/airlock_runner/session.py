@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from airlock_runner import daemons, timeline
+from airlock_runner import daemons, promises, timeline
 from airlock_runner.config import fingerprint
 from airlock_runner.defaults import CommandDefaults, working_directory
 from airlock_runner.machine import accel
@@ -182,6 +182,14 @@ class _Session:
         """airlockd serves: tell it what this project is."""
         mark("ready")
         self.note(1, f"airlockd is ready on Linux {printable(str(header.get('kernel')), 80)}")
+        broken = promises.broken(self._request.image, header)
+        if broken is not None:
+            broken = f"the kernel of image {self._request.image.name} is not as promised: {broken}"
+            if self._request.config.vm.verify_kernel:
+                hint = "build the image anew; [vm] verify_kernel = false starts it all the same"
+                self._fail(MachineError(broken, hint=hint))
+                return
+            self.note(0, broken)
         self._deadline = self._loop.call_later(CONFIGURE_SECONDS, self._stuck)
         arguments = {
             "time": time.time_ns(),

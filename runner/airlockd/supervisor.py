@@ -12,7 +12,7 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from airlockd import boot, daemons, disk, entropy, harden, identity, linux, memory
+from airlockd import boot, daemons, disk, entropy, harden, identity, kernelcheck, linux, memory
 from airlockd.process import Command, Process, SpawnError
 from airlockd.protocol.link import Link
 from airlockd.protocol.loop import Loop
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from airlockd.protocol.mux import Message
 
-VERSION = 4
+VERSION = 5
 """Of the calls below; the host refuses an image whose airlockd speaks another."""
 GRACE = 2.0
 """Seconds that processes left over at shutdown have between SIGTERM and SIGKILL."""
@@ -69,7 +69,8 @@ class Supervisor:
         """Say READY and serve until the host closes the port or asks for shutdown."""
         self._watch_children()
         memory.watch(self._loop, lambda text: self._event("oom", text=text))
-        self._event("ready", version=VERSION, kernel=os.uname().release, uptime=_uptime())
+        promises = kernelcheck.report()
+        self._event("ready", version=VERSION, kernel=os.uname().release, promises=promises, uptime=_uptime())
         self._loop.run()
 
     # ---- calls

@@ -115,6 +115,11 @@ def encode_image(image: Image) -> bytes:
     return (json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
+def encode_promises(kernel_options: Mapping[str, str]) -> bytes:
+    """The options as the initrd has them for airlockd to compare: `NAME=value` a line, sorted."""
+    return "".join(f"{name}={value}\n" for name, value in sorted(kernel_options.items())).encode()
+
+
 _HINT = "Remove it from the store and build it again."
 
 

@@ -26,11 +26,13 @@ from airlock_builder.kernel.source import unpack, version_of
 from airlock_builder.kernel.verify import OptionsLostError, lost
 from airlock_builder.kernel.wanted import KernelRequest
 from airlock_builder.lookup import shipped
+from airlock_builder.pack import cpio
+from airlock_builder.pack.cpio import Entry
 from airlock_builder.plan import kernel_request
 from airlock_builder.realise import Realiser, Silent
 from airlock_builder.recipe import load_recipe
 from airlock_store.errors import BuildError
-from airlock_store.image import load_image
+from airlock_store.image import MANIFEST, encode_image, encode_promises, load_image
 from airlockd import kernelcheck
 
 if TYPE_CHECKING:
@@ -275,6 +277,42 @@ def test_a_module_whose_hardware_is_missing_stops_nothing(
     loaded = done.stdout.decode().split()
     assert "kvm" in loaded
     assert not {"kvm_intel", "kvm_amd"} <= set(loaded)
+
+
+# In the guest
+
+
+def promising(image: Image, directory: Path, **options: str) -> Path:
+    """A copy of an image that promises more than it did, in its manifest and to its airlockd alike."""
+    directory.mkdir()
+    copy = replace(image, path=directory, kernel_options={**image.kernel_options, **options})
+    (directory / MANIFEST).write_bytes(encode_image(copy))
+    for file in (image.kernel, image.rootfs):
+        shutil.copy(file, directory)
+    with (directory / image.initrd.name).open("wb") as initrd:
+        initrd.write(image.initrd.read_bytes())
+        # A second archive: the kernel unpacks it over the first.
+        cpio.write([Entry.file("lib/modules/promises", encode_promises(copy.kernel_options))], initrd)
+    return directory
+
+
+def test_a_kernel_that_does_not_keep_its_promises_is_refused(
+    base_image: Image, airlock: Airlock, tmp_path: Path
+) -> None:
+    path = promising(base_image, tmp_path / "image", IKCONFIG_PROC="y", VIRTIO_BLK="n")
+    config = f'[vm]\nimage = "{path}"\nmemory = "512 MB"\ncpus = 1\n'
+    (tmp_path / "airlock.toml").write_text(config)
+    done = airlock("start", "--", "echo", "ran", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, b"")
+    said = done.stderr.decode()
+    assert "the kernel of image base is not as promised: it lacks options that its image promises:" in said
+    assert "CONFIG_IKCONFIG_PROC should be y and is n" in said
+    assert "CONFIG_VIRTIO_BLK should be n and is m" in said
+    assert "[vm] verify_kernel = false" in said
+    (tmp_path / "airlock.toml").write_text(f"{config}verify_kernel = false\n")
+    done = airlock("start", "--", "echo", "ran", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, b"ran\n")
+    assert "CONFIG_IKCONFIG_PROC should be y and is n" in done.stderr.decode()
 
 
 # Compiled

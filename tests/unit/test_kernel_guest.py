@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import zlib
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from airlock_builder.kernel.dotconfig import format_config
+from airlock_runner.promises import broken
+from airlock_store.image import Image, encode_promises
 from airlockd import kernelcheck
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 VERSION = os.uname().release.partition("-")[0]
 CONFIG = f"""\
@@ -101,3 +102,91 @@ def test_a_config_that_is_cut_short_or_endless(places: tuple[Path, Path]) -> Non
         with pytest.raises(ValueError, match=r"cut short or too large|cannot be unpacked"):
             kernelcheck.lost({"A": "y"})
     assert zlib.decompress(packed, 31).decode() == CONFIG
+
+
+# What airlockd reports, and what the host makes of it
+
+
+def image(**options: str) -> Image:
+    files = {name: Path(name) for name in ("path", "kernel", "initrd", "rootfs")}
+    texts = dict.fromkeys(
+        ("key", "name", "summary", "arch", "kernel_release", "rootfs_format", "rootfs_key"), ""
+    )
+    return Image(**files, **texts, kernel_options=options)  # type: ignore[arg-type]
+
+
+def reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, promises: bytes | None) -> dict[str, Any]:
+    """airlockd's report, as the wire delivers it, of a kernel with CONFIG."""
+    copy, list_ = tmp_path / "copy.gz", tmp_path / "promises"
+    copy.write_bytes(gzip.compress(CONFIG.encode()))
+    if promises is not None:
+        list_.write_bytes(promises)
+    monkeypatch.setattr(kernelcheck, "OWN", tmp_path / "none")
+    monkeypatch.setattr(kernelcheck, "COPY", copy)
+    monkeypatch.setattr(kernelcheck, "PROMISES", list_)
+    report: dict[str, Any] = json.loads(json.dumps(kernelcheck.report()))
+    return report
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"A": "y", "B": "m", "C": "n", "TEXT": '"a = b"', "START": "0x1f00"}, None),
+        ({"A": "y", "C": "y"}, "it lacks options that its image promises:\n  CONFIG_C should be y and is n"),
+    ],
+)
+def test_a_report_and_its_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, str], text: str | None
+) -> None:
+    report = reported(tmp_path, monkeypatch, encode_promises(options))
+    assert broken(image(**options), {"promises": report}) == text
+    # It is of these promises and no others.
+    other = broken(image(**options, MORE="y"), {"promises": report})
+    assert other == "its options were compared with other promises than those of the image"
+
+
+def test_a_report_is_small_however_much_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {f"OPTION_{number}": "y" for number in range(300)}
+    report = reported(tmp_path, monkeypatch, encode_promises(options))
+    assert (report["lost"], len(report["first"])) == (300, kernelcheck.SHOWN)
+    text = broken(image(**options), {"promises": report})
+    assert text is not None
+    assert text.splitlines()[-1] == "  and 290 more"
+
+
+@pytest.mark.parametrize(("promises", "why"), [(None, "No such file"), (b"", "promises no kernel options")])
+def test_a_report_of_nothing_proves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, promises: bytes | None, why: str
+) -> None:
+    report = reported(tmp_path, monkeypatch, promises)
+    text = broken(image(A="y"), {"promises": report})
+    assert text is not None
+    assert text.startswith("its options could not be compared: ")
+    assert why in text
+
+
+GOOD = {"promises": zlib.crc32(b"A=y\n"), "lost": 0, "first": [], "problem": None}
+
+
+@pytest.mark.parametrize(
+    ("ready", "good"),
+    [
+        ({"promises": GOOD}, True),
+        ({}, False),
+        ({"promises": None}, False),
+        ({"promises": {}}, False),
+        ({"promises": {**GOOD, "promises": True}}, False),
+        ({"promises": {**GOOD, "lost": None}}, False),
+        ({"promises": {**GOOD, "lost": -1, "first": 7}}, False),
+        ({"promises": {**GOOD, "first": [["A"], {"b": 1}, None]}}, False),
+        ({"promises": {**GOOD, "problem": {"\x1b[2J": 1}}}, False),
+    ],
+)
+def test_the_host_believes_a_good_report_only(ready: dict[str, Any], good: bool) -> None:
+    text = broken(image(A="y"), ready)
+    assert (text is None) == good
+    assert "\x1b" not in (text or "")
+
+
+def test_an_image_without_promises_has_none_to_break() -> None:
+    assert broken(image(), {}) is None

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from airlock_builder import tools
+from airlock_builder.kernel.output import read_promised
 from airlock_builder.pack import cpio
 from airlock_builder.pack.airlockd import airlockd_sources, digest_sources
 from airlock_builder.pack.cpio import Entry
 from airlock_builder.pack.toolbox import LOADERS, Toolbox
 from airlock_store.errors import BuildError
+from airlock_store.image import encode_promises
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -50,6 +52,7 @@ def build(work: Work) -> None:
         *(Entry.directory(name) for name in _MOUNT_POINTS),
         *_tree(work.scratch / "compiled", library),
         *_modules(work.inputs["kernel"] / "modules"),
+        Entry.file("lib/modules/promises", encode_promises(read_promised(work.inputs["kernel"].path))),
         Entry.file("etc/mke2fs.conf", (toolbox.root / "etc/mke2fs.conf").read_bytes()),
         *_programs(work, toolbox, extensions),
     ]

@@ -241,6 +241,10 @@ class VmConfig:
     harden: bool | None = setting(
         "run commands without privileges over the machine itself", unset="the image's, or true"
     )
+    verify_kernel: bool = setting(
+        "refuse to start where the running kernel lacks an option that its image promises; false: only say so",
+        default=True, unset="true",
+    )  # fmt: skip
 
     user: str | None = setting(
         "the user that commands run as: a name that the image has, or a number",
