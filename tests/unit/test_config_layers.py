@@ -290,6 +290,7 @@ def test_show_tells_each_value_with_its_place(
         "cpus = 3  # ~/.airlock/presets/p.toml:2\n"
         'memory = "300 MB"  # airlock.local.yaml:1\n'
         "# harden: the image's, or true\n"
+        "# verify_kernel: true\n"
         "# user: root\n"
         "\n[env]\n"
         '"a b" = "${SECRET}\\u001b[2J"  # airlock.local.yaml:3\n'
