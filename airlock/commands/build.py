@@ -68,8 +68,14 @@ def _warm(result: BuildResult, store: Store) -> None:
     here = Path.cwd()
     config = load_config(here) if find_config(here) else ProjectConfig()
     image = load_image(result.image.path)
+    states = States.of_store(store.root)
     warm(
-        image, config, States.of_store(store.root), "auto", lambda text: None if face().quiet else note(text)
+        image,
+        config,
+        here,
+        states,
+        accelerator="auto",
+        note=lambda text: None if face().quiet else note(text),
     )
 
 

@@ -49,7 +49,6 @@ def doctor(as_json: bool) -> int:
 
 
 def _machine() -> Iterator[Finding]:
-    from airlock_runner.config import ProjectConfig
     from airlock_runner.machine import accel
     from airlock_runner.machine.qemu import find_qemu, qemu_version
     from airlock_runner.probe import prove
@@ -66,7 +65,7 @@ def _machine() -> Iterator[Finding]:
     chosen, reason = candidates.accelerators[0], candidates.reason
     image = _any_image(arch) if candidates.unproven else None
     if image is not None:
-        verdict = prove(image, ProjectConfig())
+        verdict = prove(image)
         chosen, reason = verdict.accelerator, verdict.reason
     elif candidates.unproven:
         reason = "to be proven by the first start, as there is no image to boot yet"

@@ -16,6 +16,8 @@ from airlock_runner.machine.argv import Share
 from airlock_store.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from airlock_runner.config import ProjectConfig
     from airlock_runner.config.model import MountConfig
 
@@ -50,10 +52,7 @@ def settle(config: ProjectConfig, root: Path) -> Mounts:
             raise ConfigError(f"{target} is also the place of {taken[target]}", at=place_of(root, *keys))
         taken[target] = what
 
-    writable = [
-        root,
-        *(_host_path(each.source, root) for each in config.mounts.values() if not each.read_only),
-    ]
+    writable = writable_by_sandbox(config, root)
     for number, (name, mount) in enumerate(config.mounts.items()):
         if number == MAX_MOUNTS:
             raise ConfigError(f"more than {MAX_MOUNTS} mounts", at=place_of(root, "mounts", name))
@@ -96,7 +95,7 @@ def _private(source: Path, target: str, root: Path) -> list[dict[str, Any]]:
 
 def _source(name: str, mount: MountConfig, root: Path, writable: list[Path]) -> Path | None:
     """The directory to share, or None where it is missing and need not be there."""
-    path = _host_path(mount.source, root)
+    path = host_path(mount.source, root)
 
     def wrong(what: str, hint: str | None = None) -> ConfigError:
         return ConfigError(
@@ -104,12 +103,11 @@ def _source(name: str, mount: MountConfig, root: Path, writable: list[Path]) -> 
         )
 
     real = Path(os.path.realpath(path))
-    for shared in writable:
-        # What ran in a sandbox may have put a symlink there, for the next start to follow.
-        if path.is_relative_to(shared) and not real.is_relative_to(os.path.realpath(shared)):
-            raise wrong(
-                f"leads out of {shared}, which the sandbox can write to, by a symlink", "name its real path"
-            )
+    shared = led_out(path, writable)
+    if shared is not None:
+        raise wrong(
+            f"leads out of {shared}, which the sandbox can write to, by a symlink", "name its real path"
+        )
     try:
         if mount.missing == "create-dir":
             real.mkdir(parents=True, exist_ok=True)
@@ -124,6 +122,21 @@ def _source(name: str, mount: MountConfig, root: Path, writable: list[Path]) -> 
     return real
 
 
-def _host_path(source: str, root: Path) -> Path:
+def writable_by_sandbox(config: ProjectConfig, root: Path) -> list[Path]:
+    """The directories and files of the host that the sandbox of this config can write to."""
+    return [root, *(host_path(each.source, root) for each in config.mounts.values() if not each.read_only)]
+
+
+def led_out(path: Path, writable: Sequence[Path]) -> Path | None:
+    """The one of `writable` out of which a symlink leads `path`: what ran there may have made it, for a next start."""
+    for shared in writable:
+        if path.is_relative_to(shared) and not Path(os.path.realpath(path)).is_relative_to(
+            os.path.realpath(shared)
+        ):
+            return shared
+    return None
+
+
+def host_path(source: str, root: Path) -> Path:
     """`source` as an absolute path without `..`, symlinks not followed."""
     return Path(os.path.normpath(root / os.path.expanduser(source)))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from airlock_runner.boot import Booter
+from airlock_runner.config import ProjectConfig
 from airlock_runner.machine import accel
 from airlock_runner.machine.argv import Share
 from airlock_runner.machine.qemu import find_qemu
@@ -19,7 +20,6 @@ from airlockd.protocol.loop import Loop
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from airlock_runner.config import ProjectConfig
     from airlock_runner.machine.argv import MachineSpec
     from airlock_runner.machine.states import States
     from airlock_store.errors import MachineError
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 DISK_SIZE = 64 * 1024**2
 
 
-def prove(image: Image, config: ProjectConfig) -> accel.Verdict:
+def prove(image: Image) -> accel.Verdict:
     """The verdict on acceleration for this host boot, by a boot of `image` if there is none yet.
 
     Takes a second where acceleration works, and `accel.PROBE_SECONDS` at most where it does not.
@@ -40,12 +40,19 @@ def prove(image: Image, config: ProjectConfig) -> accel.Verdict:
         return accel.Verdict(plan.accelerators[0], plan.reason)
     with tempfile.TemporaryDirectory(prefix="airlock-probe-") as directory:
         once = _Once(lambda _text: None, stop_at_verdict=True)
-        once.run(Booter(once.loop, _spec(image, config, qemu, directory), plan, (), once))
+        spec = _spec(image, ProjectConfig(), Path(directory), qemu, directory)
+        once.run(Booter(once.loop, spec, plan, (), once))
     return accel.recall(qemu) or accel.Verdict("tcg", "the proof could not be kept")
 
 
 def warm(
-    image: Image, config: ProjectConfig, states: States, accelerator: str, note: Callable[[str], None]
+    image: Image,
+    config: ProjectConfig,
+    root: Path,
+    states: States,
+    *,
+    accelerator: str,
+    note: Callable[[str], None],
 ) -> None:
     """Make the saved state that the first start of a sandbox of this shape would make, and prove it by restoring it.
 
@@ -53,21 +60,22 @@ def warm(
     """
     qemu = find_qemu(image.arch)
     if accelerator == "auto":
-        accelerator = prove(image, config).accelerator
+        accelerator = prove(image).accelerator
     plan = accel.candidates(accelerator, image.arch, qemu)
     with tempfile.TemporaryDirectory(prefix="airlock-warm-") as directory:
         once = _Once(note)
-        spec = _spec(image, config, qemu, directory)
+        spec = _spec(image, config, root, qemu, directory)
         once.run(Starter(once.loop, spec, plan, (), once, image=image, states=states))
 
 
-def _spec(image: Image, config: ProjectConfig, qemu: Path, directory: str) -> MachineSpec:
+def _spec(image: Image, config: ProjectConfig, root: Path, qemu: Path, directory: str) -> MachineSpec:
     disk = Path(directory, "disk.img")
     disk.touch(0o600)
     os.truncate(disk, DISK_SIZE)
     project = Path(directory, "project")
     project.mkdir()
-    return machine_spec(image, config, qemu=qemu, disk=disk, shares=(Share(PROJECT, project),))
+    shares = (Share(PROJECT, project),)
+    return machine_spec(image, config, root=root, qemu=qemu, disk=disk, shares=shares)
 
 
 class _Machine(Protocol):

@@ -149,7 +149,9 @@ class _Session:
             self.note(0, warning)
         self._mounts = mounts
         self._daemons = asked
-        spec = machine_spec(request.image, request.config, qemu=qemu, disk=disk, shares=mounts.shares)
+        spec = machine_spec(
+            request.image, request.config, root=self._project.root, qemu=qemu, disk=disk, shares=mounts.shares
+        )
         plan = accel.candidates(request.accel, spec.arch, qemu)
         if plan.accelerators == ("tcg",) and plan.reason != "asked for":
             self._say_once(qemu, plan.reason)

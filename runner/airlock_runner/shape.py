@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, TypeVar
 
+from airlock_runner.config import place_of
 from airlock_runner.machine.argv import MachineSpec
+from airlock_runner.mounts import host_path, led_out, writable_by_sandbox
+from airlock_store.errors import ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,9 +23,12 @@ MAX_DEFAULT_MEMORY = 4 * GIB
 
 
 def machine_spec(
-    image: Image, config: ProjectConfig, *, qemu: Path, disk: Path, shares: tuple[Share, ...]
+    image: Image, config: ProjectConfig, *, root: Path, qemu: Path, disk: Path, shares: tuple[Share, ...]
 ) -> MachineSpec:
-    """What to boot: the project's word over the image's over the defaults (all CPUs, a quarter of the memory)."""
+    """What to boot: the project's word over the image's over the defaults (all CPUs, a quarter of the memory).
+
+    `root` is the project's. Raises ConfigError for a kernel or an initrd of the config that cannot be booted from.
+    """
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return MachineSpec(
         qemu=qemu,
@@ -30,13 +36,33 @@ def machine_spec(
         accelerator="",
         cpus=first(config.vm.cpus, image.vm.cpus, os.cpu_count() or 1),
         memory=first(config.vm.memory, image.vm.memory, min(total // 4, MAX_DEFAULT_MEMORY)),
-        kernel=image.kernel,
-        initrd=image.initrd,
+        kernel=_boot_file("kernel", config.vm.kernel, root, config) or image.kernel,
+        initrd=_boot_file("initrd", config.vm.initrd, root, config) or image.initrd,
         rootfs=image.rootfs,
         rootfs_format=image.rootfs_format,
         disk=disk,
         shares=shares,
     )
+
+
+def _boot_file(key: str, value: str | None, root: Path, config: ProjectConfig) -> Path | None:
+    if value is None:
+        return None
+    path = host_path(value, root)
+    shared = led_out(path, writable_by_sandbox(config, root))
+    if shared is not None:
+        # The guest gets to read what it is booted from, whatever file of the host that is.
+        wrong = f"leads out of {shared}, which the sandbox can write to, by a symlink"
+    elif not path.exists():
+        wrong = "is not there"
+    elif not path.is_file():
+        wrong = "is not a file"
+    elif not os.access(path, os.R_OK):
+        wrong = "cannot be read"
+    else:
+        return path
+    hint = f"name another, or leave [vm] {key} out for the image's own"
+    raise ConfigError(f"{key} {path} {wrong}", hint=hint, at=place_of(root, "vm", key))
 
 
 def first(*values: _T | None) -> _T:

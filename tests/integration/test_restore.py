@@ -48,7 +48,9 @@ def state(airlock: Airlock, base_image: Image, project: Path, own_states: Path) 
     assert done.returncode == 0, done.stderr
     qemu = find_qemu(base_image.arch)
     shares = (Share(PROJECT, project),)
-    spec = machine_spec(base_image, load_config(project), qemu=qemu, disk=Path("/disk"), shares=shares)
+    spec = machine_spec(
+        base_image, load_config(project), root=project, qemu=qemu, disk=Path("/disk"), shares=shares
+    )
     verdict = accel.recall(qemu)
     assert verdict is not None
     state = own_states / state_key(base_image, replace(spec, accelerator=verdict.accelerator))

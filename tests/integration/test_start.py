@@ -196,3 +196,19 @@ def test_standard_input_may_be_closed(project: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, b"end\n"), done.stderr
+
+
+def test_a_kernel_of_ones_own_is_booted_and_restored(
+    airlock: Airlock, base_image: Image, project: Path
+) -> None:
+    kernel = project / "my kernel, mine"
+    kernel.write_bytes(base_image.kernel.read_bytes())
+    with (project / "airlock.toml").open("a") as file:
+        file.write(f'kernel = "{kernel.name}"\n')
+    for options in ((), ("--cold",)):
+        done = airlock("start", *options, "--", "uname", "-r", cwd=project)
+        assert done.stdout.decode().strip() == base_image.kernel_release, done.stderr
+    kernel.unlink()
+    done = airlock("start", "--", "true", cwd=project)
+    assert done.returncode == 2
+    assert f"{project}/airlock.toml:5:1: kernel {kernel} is not there".encode() in done.stderr

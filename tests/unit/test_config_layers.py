@@ -291,6 +291,8 @@ def test_show_tells_each_value_with_its_place(
         'memory = "300 MB"  # airlock.local.yaml:1\n'
         "# harden: the image's, or true\n"
         "# verify_kernel: true\n"
+        "# kernel: the image's\n"
+        "# initrd: the image's\n"
         "# user: root\n"
         "\n[env]\n"
         '"a b" = "${SECRET}\\u001b[2J"  # airlock.local.yaml:3\n'

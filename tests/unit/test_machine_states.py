@@ -226,6 +226,16 @@ def test_image_qemu_and_host_do(spec: MachineSpec, monkeypatch: pytest.MonkeyPat
     assert after != state_key(IMAGE, spec)
 
 
+def test_a_kernel_that_is_not_the_images_does(spec: MachineSpec, tmp_path: Path) -> None:
+    own = tmp_path / "vmlinux"
+    own.write_bytes(b"kernel")
+    before = state_key(IMAGE, replace(spec, kernel=own))
+    assert before != state_key(IMAGE, spec)
+    assert before != state_key(IMAGE, replace(spec, initrd=own))
+    own.write_bytes(b"another kernel")
+    assert before != state_key(IMAGE, replace(spec, kernel=own))
+
+
 @given(
     st.lists(st.tuples(st.integers(0, 60), st.binary(min_size=1, max_size=5000)), max_size=5),
     st.integers(0, 1),

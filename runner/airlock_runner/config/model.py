@@ -246,6 +246,15 @@ class VmConfig:
         default=True, unset="true",
     )  # fmt: skip
 
+    kernel: str | None = setting(
+        "a kernel to boot instead of the image's: absolute, below `~`, or relative to the project",
+        unset="the image's", parse=parse_path, schema=PATH_SCHEMA,
+    )  # fmt: skip
+    initrd: str | None = setting(
+        "an initrd with airlockd to boot instead of the image's, named likewise",
+        unset="the image's", parse=parse_path, schema=PATH_SCHEMA,
+    )  # fmt: skip
+
     user: str | None = setting(
         "the user that commands run as: a name that the image has, or a number",
         unset="root", parse=parse_user, schema={"type": "string", "pattern": f"^({USER_PATTERN})$"},

@@ -244,10 +244,13 @@ def state_key(image: Image, spec: MachineSpec) -> str:
         spec, kernel=nowhere, initrd=nowhere, rootfs=nowhere, disk=nowhere, ram=None,
         shares=tuple(Share(share.tag, nowhere) for share in spec.shares),
     )  # fmt: skip
-    qemu = spec.qemu.stat()
+    # The image's key vouches for its own kernel and initrd, and for no others.
+    foreign = [
+        _identity(path) if path != own else None
+        for path, own in ((spec.kernel, image.kernel), (spec.initrd, image.initrd))
+    ]
     parts = [
-        FORMAT, image.key, [qemu.st_dev, qemu.st_ino, qemu.st_size, qemu.st_mtime_ns], _host_cpu(),
-        qemu_argv(shape, Channels(0, 0, 0)),
+        FORMAT, image.key, _identity(spec.qemu), foreign, _host_cpu(), qemu_argv(shape, Channels(0, 0, 0)),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
@@ -273,6 +276,18 @@ def digest_sparse(fd: int) -> str:
             digest.update(data)
             position += len(data)
     return digest.hexdigest()
+
+
+def _identity(path: Path) -> list[str | int]:
+    status = path.stat()
+    return [
+        os.fspath(path),
+        status.st_dev,
+        status.st_ino,
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+    ]
 
 
 def _host_cpu() -> str:

@@ -1,0 +1,84 @@
+"""The machine that an image, a config and this host come to."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from airlock_runner import shape
+from airlock_runner.config import load_config
+from airlock_store.errors import ConfigError
+from airlock_store.image import Image, VmDefaults
+
+if TYPE_CHECKING:
+    from airlock_runner.machine.argv import MachineSpec
+
+GIB = 1024**3
+IMAGE = Image(
+    path=Path("/store/x-base"), key="x" * 32, name="base", summary="", arch="x86_64", kernel=Path("/k"),
+    kernel_release="6", initrd=Path("/i"), rootfs=Path("/r"), rootfs_format="ext4", rootfs_key="r",
+)  # fmt: skip
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    path = tmp_path / "project"
+    path.mkdir()
+    return path
+
+
+def spec(root: Path, text: str = "", image: Image = IMAGE) -> MachineSpec:
+    (root / "airlock.toml").write_text(text)
+    return shape.machine_spec(
+        image, load_config(root), root=root, qemu=Path("/qemu"), disk=Path("/disk"), shares=()
+    )
+
+
+def refusal(root: Path, text: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        spec(root, text)
+    return str(caught.value).removeprefix(f"{root}/airlock.toml:")
+
+
+@pytest.mark.parametrize(("total", "memory"), [(8 * GIB, 2 * GIB), (16 * GIB, 4 * GIB), (64 * GIB, 4 * GIB)])
+def test_left_out_it_has_all_cpus_and_a_quarter_of_the_memory(
+    root: Path, monkeypatch: pytest.MonkeyPatch, total: int, memory: int
+) -> None:
+    sizes = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": total // 4096}
+    monkeypatch.setattr(os, "sysconf", sizes.__getitem__)
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    made = spec(root)
+    assert (made.cpus, made.memory) == (7, memory)
+
+
+def test_the_project_has_the_word_over_the_image(root: Path) -> None:
+    image = replace(IMAGE, vm=VmDefaults(memory=GIB // 2, cpus=3))
+    made = spec(root, image=image)
+    assert (made.cpus, made.memory) == (3, GIB // 2)
+    made = spec(root, '[vm]\ncpus = 2\nmemory = "1 GB"\n', image)
+    assert (made.cpus, made.memory) == (2, GIB)
+
+
+def test_a_kernel_and_an_initrd_of_ones_own(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", os.fspath(tmp_path))
+    made = spec(root)
+    assert (made.kernel, made.initrd) == (IMAGE.kernel, IMAGE.initrd)
+    (root / "vmlinux").touch()
+    (tmp_path / "initrd").touch()
+    made = spec(root, '[vm]\nkernel = "./vmlinux"\ninitrd = "~/initrd"\n')
+    assert (made.kernel, made.initrd) == (root / "vmlinux", tmp_path / "initrd")
+
+
+def test_what_cannot_be_booted_from_is_refused_at_its_place(root: Path, tmp_path: Path) -> None:
+    assert refusal(root, '[vm]\nkernel = "none"\n').startswith(f"2:1: kernel {root}/none is not there")
+    assert refusal(root, '[vm]\ninitrd = "."\n').startswith(f"2:1: initrd {root} is not a file")
+    # Something that ran in the sandbox may have made it.
+    (tmp_path / "secret").touch()
+    (root / "initrd").symlink_to("../secret")
+    assert f"initrd {root}/initrd leads out of {root}" in refusal(root, '[vm]\ninitrd = "initrd"\n')
