@@ -8,6 +8,14 @@ import pytest
 
 from airlock_runner.config import DiskConfig, ProjectConfig, VmConfig, find_config, load_config
 from airlock_runner.config.model import MAX_ENV, check_env, host_memory, parse_memory
+from airlock_runner.config.network_model import (
+    NetworkConfig,
+    PortPair,
+    PortsConfig,
+    RuleConfig,
+    SocketConfig,
+    SocketPair,
+)
 from airlock_store.errors import ConfigError
 from airlock_store.sizes import GIB, MIB
 
@@ -83,3 +91,60 @@ def test_a_config_is_found_even_when_it_cannot_be_read(tmp_path: Path) -> None:
     assert find_config(tmp_path) == tmp_path / "airlock.toml"
     with pytest.raises(ConfigError, match="No such file"):
         load_config(tmp_path)
+
+
+def test_a_network(tmp_path: Path) -> None:
+    text = (
+        '[network]\npolicy = "deny-by-default"\ndenied_names = "nxdomain"\n'
+        '[network.rules.web]\nallow = ["*.example.com:443"]\ndeny = ["10.0.0.0/8"]\n'
+        "[network.rules.off]\nenabled = false\n"
+        '[network.hosts]\na = "10.0.0.1"\nb = ["::1", "1.2.3.4"]\n'
+        '[network.ports.db]\nhost = [5432, "9000:3000"]\nguest = ["5000:4000"]\n'
+        '[network.sockets.docker]\nhost = "~/docker.sock:/run/docker.sock"\n'
+        '[network.sockets.x]\nhost = "/run/x"\n'
+    )
+    assert load(tmp_path, text).network == NetworkConfig(
+        policy="deny-by-default",
+        denied_names="nxdomain",
+        rules={"web": RuleConfig(("*.example.com:443",), ("10.0.0.0/8",))},
+        hosts={"a": "10.0.0.1", "b": ("::1", "1.2.3.4")},
+        ports={"db": PortsConfig((PortPair(5432, 5432), PortPair(9000, 3000)), (PortPair(5000, 4000),))},
+        sockets={
+            "docker": SocketConfig(SocketPair("~/docker.sock", "/run/docker.sock")),
+            "x": SocketConfig(SocketPair("/run/x", "/run/x")),
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "said"),
+    [
+        ("[network]\npolicy = 'allow'", "2:1", "'policy': expected one of 'allow-always'"),
+        ("[network]\npolcy = 'x'", "2:1", "unknown key 'polcy' in [network]"),
+        ("[network.rules.a]\nalow = []", "2:1", "unknown key 'alow' in [network.rules.a]"),
+        ("[network.rules.a]\nallow = ['a*']", "2:1", "'allow': 'a*': '*' stands alone"),
+        ("[network.rules.a]\nallow = 'a'", "2:1", "'allow': expected an array"),
+        ("[network.rules.a]\nallow = [1]", "2:1", "'allow': expected an array of strings"),
+        ("[network.rules.'a b']\nallow = []", "1:16", "'a b' is not a name"),
+        ("[network.hosts]\na = '1.2.3'", "2:1", "'1.2.3' does not appear to be"),
+        ("[network.hosts]\na = []", "2:1", "'a' has no address"),
+        ("[network.hosts]\na = 1", "2:1", "'a': expected a string or an array, found an integer"),
+        ("[network.hosts]\n'a b' = '1.2.3.4'", "2:1", "'a b' is not a host name"),
+        ("[network.hosts]\n'1.2.3.4' = '1.2.3.4'", "2:1", "'1.2.3.4' is an address"),
+        ("[network.hosts]\n'::1' = '1.2.3.4'", "2:1", "'::1' is an address"),
+        ("[network.ports.a]\nhost = [0]", "2:1", "'host': 0 is not a port"),
+        ("[network.ports.a]\nhost = ['1:70000']", "2:1", "'host': 70000 is not a port"),
+        ("[network.ports.a]\nguest = ['1-2']", "2:1", "two ports are written"),
+        ("[network.ports.a]\nguest = [true]", "2:1", "'guest': expected a port"),
+        ("[network.sockets.a]\n", "1:18", "missing key 'host'"),
+        ("[network.sockets.a]\nhost = 'x.sock'", "2:1", "'x.sock' is not the path of a socket"),
+        ("[network.sockets.a]\nhost = '/a:'", "2:1", "expected a path"),
+        ("[network.sockets.a]\nhost = '/a:/b/../c'", "2:1", "without '..'"),
+        ("[network.sockets.a]\nhost = '~bob/a'", "2:1", "only one's own home"),
+    ],
+)
+def test_a_wrong_network_is_refused_with_its_place(tmp_path: Path, text: str, place: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    assert str(caught.value).startswith(f"{tmp_path / 'airlock.toml'}:{place}: ")
+    assert said in caught.value.message

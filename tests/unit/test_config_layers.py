@@ -298,6 +298,9 @@ def test_show_tells_each_value_with_its_place(
         '"a b" = "${SECRET}\\u001b[2J"  # airlock.local.yaml:3\n'
         "\n[disk]\n"
         "# size: 10 GB\n"
+        "\n[network]\n"
+        "# policy: allow-by-default\n"
+        "# denied_names: resolve\n"
     )
 
 

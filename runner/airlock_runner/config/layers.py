@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_PRESETS = 32
-ENTRIES: tuple[tuple[str, ...], ...] = (("mounts",), ("mask",), ("disk", "cache"), ("daemons",))
+ENTRIES: tuple[tuple[str, ...], ...] = (
+    ("mounts",), ("mask",), ("disk", "cache"), ("daemons",),
+    ("network", "rules"), ("network", "ports"), ("network", "sockets"),
+)  # fmt: skip
 """The tables whose keys are names that people give."""
 _PRESET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import MISSING, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
+from airlock_runner.config.fields import check_name, enabled, parse_path, setting
+from airlock_runner.config.network_model import NetworkConfig
 from airlock_runner.config.variables import check_references
 from airlock_store.sizes import GIB, MIB, SIZE_PATTERN, TIB, format_size, parse_size
 
@@ -21,7 +23,6 @@ MIN_DISK, MAX_DISK = 64 * MIB, 16 * TIB
 MAX_CPUS = 255
 SIZE_SCHEMA = {"type": "string", "title": "size", "pattern": SIZE_PATTERN, "examples": ["512 MB", "1.5 GB"]}
 USER_PATTERN = "[A-Za-z_][A-Za-z0-9_.-]{0,31}|[0-9]{1,9}"
-NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 RESERVED = ("proc", "sys", "dev", "airlock")
 PATH_SCHEMA = {"type": "string", "title": "path", "minLength": 1}
 PATHS_SCHEMA = {"type": "array", "items": PATH_SCHEMA, "minItems": 1}
@@ -92,21 +93,6 @@ def check_env(name: str, value: str) -> None:
 def _check_variable(name: str, value: str) -> None:
     check_env(name, value)
     check_references(value)
-
-
-def check_name(name: str, _entry: object) -> None:
-    """Raise ValueError unless `name` can be that of a mount, a mask, a cache and the like."""
-    if not re.fullmatch(NAME_PATTERN, name):
-        raise ValueError(f"{name!r} is not a name: letters, digits, '-' and '_', at most 64")
-
-
-def parse_path(value: object) -> str:
-    """A path on the host, as it is written. Raises ValueError."""
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise ValueError("expected a path")
-    if value.startswith("~") and value != "~" and not value.startswith("~/"):
-        raise ValueError(f"{value!r}: only one's own home is known, '~/'")
-    return value
 
 
 def parse_target(value: object) -> str:
@@ -209,18 +195,6 @@ def host_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def setting(doc: str, *, unset: str, default: Any = None, **metadata: Any) -> Any:
-    """A key of the config: `doc` says in a few words what it is, `unset` what holds where it is left out.
-
-    `metadata` is for `airlock_store.schema` (`parse`, `each`), and for what `parse` reads `schema`: JSON Schema.
-    """
-    return field(default=default, metadata={"doc": doc, "unset": unset, **metadata})
-
-
-def _enabled() -> Any:
-    return setting("false switches the entry off, also one of a weaker layer", default=True, unset="true")
-
-
 @dataclass(frozen=True, slots=True)
 class VmConfig:
     """What the machine is made of."""
@@ -280,7 +254,7 @@ class MountConfig:
         "what to do where the source is not there: not to start, go on with or without a word, make a directory",
         default="fail", unset="fail",
     )  # fmt: skip
-    enabled: bool = _enabled()
+    enabled: bool = enabled()
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +265,7 @@ class MaskConfig:
         "relative to the project; a directory is empty, a file too",
         unset="required", default=MISSING, parse=parse_inner_paths, schema=PATHS_SCHEMA,
     )  # fmt: skip
-    enabled: bool = _enabled()
+    enabled: bool = enabled()
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +276,7 @@ class CacheConfig:
         "absolute, below `~` (the home of `[vm] user`), or relative to the project",
         unset="required", default=MISSING, parse=parse_sandbox_paths, schema=PATHS_SCHEMA,
     )  # fmt: skip
-    enabled: bool = _enabled()
+    enabled: bool = enabled()
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,7 +357,7 @@ class DaemonConfig:
         parse=parse_seconds,
         schema=SECONDS_SCHEMA,
     )
-    enabled: bool = _enabled()
+    enabled: bool = enabled()
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,3 +375,4 @@ class ProjectConfig:
     mounts: Mapping[str, MountConfig] = field(default_factory=dict, metadata={"each": check_name})
     daemons: Mapping[str, DaemonConfig] = field(default_factory=dict, metadata={"each": check_name})
     mask: Mapping[str, MaskConfig] = field(default_factory=dict, metadata={"each": check_name})
+    network: NetworkConfig = field(default_factory=NetworkConfig)

@@ -48,6 +48,8 @@ def _row(key: str, schema: Mapping[str, Any]) -> str:
 
 
 def _type(schema: Mapping[str, Any]) -> str:
+    if "title" in schema and ("anyOf" in schema or schema.get("type") == "array"):
+        return str(schema["title"])
     if "anyOf" in schema:
         return " or ".join(_type(arm) for arm in schema["anyOf"])
     if "enum" in schema:

@@ -1,0 +1,185 @@
+"""The schema of `[network]`. Patterns and addresses are read by `airlock_runner.net`, imported where there are any."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from airlock_runner.config.fields import check_name, enabled, parse_path, setting
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+PORT = {"type": "integer", "minimum": 1, "maximum": 65535}
+PORTS_SCHEMA = {
+    "type": "array",
+    "title": 'array of ports and "HOST:GUEST"',
+    "items": {"anyOf": [PORT, {"type": "string", "title": '"HOST:GUEST"', "pattern": "^[0-9]+:[0-9]+$"}]},
+}
+PATTERNS_SCHEMA = {
+    "type": "array",
+    "items": {"type": "string", "title": "pattern", "minLength": 1, "maxLength": 300},
+}
+SOCKET_SCHEMA = {"type": "string", "title": '"HOST" or "HOST:GUEST"', "minLength": 1}
+MAX_PATTERNS, MAX_PORTS = 10_000, 256
+
+
+class PortPair(NamedTuple):
+    """A port of the host's loopback and one of the guest's."""
+
+    host: int
+    guest: int
+
+
+class SocketPair(NamedTuple):
+    """Path of a Unix socket on the host, and where the guest has it; either may begin with `~/`."""
+
+    host: str
+    guest: str
+
+
+def parse_port_pairs(value: object) -> tuple[PortPair, ...]:
+    """Ports, each a number for both sides or "HOST:GUEST". Raises ValueError."""
+    if not isinstance(value, list) or len(value) > MAX_PORTS:
+        raise ValueError(f"expected an array of at most {MAX_PORTS} ports")
+    return tuple(_pair(each) for each in value)
+
+
+def parse_socket_pair(value: object) -> SocketPair:
+    """Paths of a socket, "HOST" for both sides or "HOST:GUEST". Raises ValueError."""
+    host, colon, guest = parse_path(value).partition(":")
+    for path in (host, guest) if colon else (host,):
+        _socket_path(path)
+    return SocketPair(host, guest if colon else host)
+
+
+def parse_patterns(value: object) -> tuple[str, ...]:
+    """Patterns of destinations, as they are written. Raises ValueError."""
+    if not isinstance(value, list) or len(value) > MAX_PATTERNS:
+        raise ValueError(f"expected an array of at most {MAX_PATTERNS} patterns")
+    if value:
+        from airlock_runner.net.patterns import parse_pattern
+
+        for each in value:
+            if not isinstance(each, str):
+                raise ValueError("expected an array of strings")
+            parse_pattern(each)
+    return tuple(value)
+
+
+def check_host(name: str, addresses: str | tuple[str, ...]) -> None:
+    """Raise ValueError unless `name` is a host name and `addresses` are addresses."""
+    from airlock_runner.net.addresses import number_address, parse_address
+    from airlock_runner.net.names import canonical
+
+    if ":" in name or number_address(canonical(name)) is not None:
+        raise ValueError(f"{name!r} is an address, not a name")
+    for address in (addresses,) if isinstance(addresses, str) else addresses:
+        parse_address(address)
+    if not addresses:
+        raise ValueError(f"{name!r} has no address")
+
+
+def _pair(value: object) -> PortPair:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return PortPair(_port(value), _port(value))
+    if not isinstance(value, str):
+        raise ValueError('expected a port, or two as in "9000:3000"')
+    host, colon, guest = value.partition(":")
+    if not colon or not all(each.isascii() and each.isdigit() and len(each) <= 5 for each in (host, guest)):
+        raise ValueError(f'{value!r}: two ports are written "HOST:GUEST", such as "9000:3000"')
+    return PortPair(_port(int(host)), _port(int(guest)))
+
+
+def _port(number: int) -> int:
+    if not 1 <= number <= 65535:
+        raise ValueError(f"{number} is not a port, 1 to 65535")
+    return number
+
+
+def _socket_path(path: str) -> None:
+    parse_path(path)
+    if not path.startswith(("/", "~/")) or path.endswith("/") or ".." in path.split("/"):
+        raise ValueError(f"{path!r} is not the path of a socket: absolute or below '~/', without '..'")
+
+
+def _named(each: Callable[[str, Any], None]) -> Any:
+    return field(default_factory=dict, metadata={"each": each})
+
+
+@dataclass(frozen=True, slots=True)
+class RuleConfig:
+    """What may be reached and what not. A destination that is both is denied."""
+
+    allow: tuple[str, ...] = setting(
+        "patterns of what may be reached",
+        default=(),
+        unset="none",
+        parse=parse_patterns,
+        schema=PATTERNS_SCHEMA,
+    )
+    deny: tuple[str, ...] = setting(
+        "patterns of what may not", default=(), unset="none", parse=parse_patterns, schema=PATTERNS_SCHEMA
+    )
+    enabled: bool = enabled()
+
+
+@dataclass(frozen=True, slots=True)
+class PortsConfig:
+    """Ports of one side's loopback that lead to the other's. The left number is always the host's."""
+
+    host: tuple[PortPair, ...] = setting(
+        "ports of the host that the sandbox reaches at its own localhost",
+        default=(), unset="none", parse=parse_port_pairs, schema=PORTS_SCHEMA,
+    )  # fmt: skip
+    guest: tuple[PortPair, ...] = setting(
+        "ports of the sandbox that the host reaches at 127.0.0.1",
+        default=(), unset="none", parse=parse_port_pairs, schema=PORTS_SCHEMA,
+    )  # fmt: skip
+    enabled: bool = enabled()
+
+
+@dataclass(frozen=True, slots=True)
+class SocketConfig:
+    """A Unix socket of the host that appears in the sandbox."""
+
+    host: SocketPair = setting(  # noqa: RUF009
+        "its path, or that on the host and that in the sandbox; `~` is the home of each side's user",
+        unset="required", default=MISSING, parse=parse_socket_pair, schema=SOCKET_SCHEMA,
+    )  # fmt: skip
+    enabled: bool = enabled()
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkConfig:
+    """What the sandbox may reach."""
+
+    policy: Literal["allow-always", "deny-always", "allow-by-default", "deny-by-default"] = setting(
+        "what holds for a destination that no rule names",
+        default="allow-by-default",
+        unset="allow-by-default",
+    )
+    denied_names: Literal["resolve", "nxdomain"] = setting(
+        "what DNS says to a name that is denied: an address that refuses, or that there is none",
+        default="resolve", unset="resolve",
+    )  # fmt: skip
+    rules: Mapping[str, RuleConfig] = _named(check_name)
+    hosts: Mapping[str, str | tuple[str, ...]] = field(
+        default_factory=dict,
+        metadata={
+            "each": check_host,
+            "schema": {
+                "type": "object",
+                "additionalProperties": {
+                    "title": "address or array of addresses",
+                    "anyOf": [
+                        {"type": "string"},
+                        {"type": "array", "items": {"type": "string"}, "minItems": 1},
+                    ],
+                    "description": "its address or addresses; like a line of /etc/hosts",
+                },
+            },
+        },
+    )
+    ports: Mapping[str, PortsConfig] = _named(check_name)
+    sockets: Mapping[str, SocketConfig] = _named(check_name)
