@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from airlock_store.errors import StoreError
 
 if TYPE_CHECKING:
-    from airlock_builder.build import BuildResult
+    from airlock_builder.build import BuildResult, Plan
+    from airlock_store.document import Document
     from airlock_store.image import Image
     from airlock_store.store import Store, StorePath
 
@@ -20,9 +21,9 @@ DEFAULT_RECIPE = "base"
 
 def project_image(here: Path) -> str:
     """The image that airlock.toml in `here` asks for, or else the default. Raises ConfigError."""
-    from airlock_runner.config import find_config, load_config
+    from airlock_runner.config import configured_image
 
-    return (load_config(here).vm.image if find_config(here) else None) or DEFAULT_RECIPE
+    return configured_image(here) or DEFAULT_RECIPE
 
 
 def stored(ref: str, store: Store, base: Path) -> Image | None:
@@ -37,13 +38,41 @@ def stored(ref: str, store: Store, base: Path) -> Image | None:
 
 def build(ref: str, store: Store, base: Path, *, quiet: bool, verbose: bool) -> BuildResult:
     """Build the recipe `ref`, doing only what the store lacks, with progress on stderr unless `quiet`."""
-    from airlock.progress import reporter
-    from airlock_builder.build import build as realise
     from airlock_builder.build import plan
 
-    planned = plan(ref, base=base)
+    return realise(plan(ref, base=base), store, quiet=quiet, verbose=verbose)
+
+
+def realise(planned: Plan, store: Store, *, quiet: bool, verbose: bool) -> BuildResult:
+    """The image of a plan, with progress on stderr unless `quiet`."""
+    from airlock.progress import reporter
+    from airlock_builder.build import build
+
     with reporter(quiet=quiet, verbose=verbose) as told:
-        return realise(planned, store, told)
+        return build(planned, store, told)
+
+
+def brought(ref: str, store: Store, base: Path) -> Document:
+    """What the image of `ref`, built or not, brings to a project's config, as a layer. Raises AirlockError."""
+    from airlock_builder.build import plan
+
+    image = stored(ref, store, base)
+    return brought_by(image) if image is not None else brought_by_plan(plan(ref, base=base))
+
+
+def brought_by(image: Image) -> Document:
+    """What an image brings."""
+    from airlock_runner.config.layers import image_layer
+    from airlock_store.image import MANIFEST
+
+    return image_layer(image.brings, image.path / MANIFEST)
+
+
+def brought_by_plan(planned: Plan) -> Document:
+    """What the image of a plan will bring."""
+    from airlock_runner.config.layers import image_layer
+
+    return image_layer(planned.image.parameters["brings"], planned.recipe.sources[-1])
 
 
 def find(ref: str, store: Store, base: Path) -> Image:

@@ -60,14 +60,15 @@ def build(*, recipe: str | None, directory: str | None, warm: bool, as_json: boo
 
 def _warm(result: BuildResult, store: Store) -> None:
     """Save the state for a sandbox as airlock.toml here wants it, or of the default shape."""
+    from airlock import images
     from airlock_runner.config import ProjectConfig, find_config, load_config
     from airlock_runner.machine.states import States
     from airlock_runner.probe import warm
     from airlock_store.image import load_image
 
     here = Path.cwd()
-    config = load_config(here) if find_config(here) else ProjectConfig()
     image = load_image(result.image.path)
+    config = load_config(here, under=images.brought_by(image)) if find_config(here) else ProjectConfig()
     states = States.of_store(store.root)
     warm(
         image,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from airlock_runner.config.effective import Setting
     from airlock_runner.config.layers import Layers
+    from airlock_store.document import Document
     from airlock_store.errors import Location
 
 
@@ -37,8 +38,9 @@ def show(as_json: bool) -> None:
     from airlock_store.schema import decode
 
     layers = read_layers(Path.cwd())
-    decode(without_disabled(layers.document), ProjectConfig)
-    found = settings(layers.document)
+    document = _on_image(layers.document)
+    decode(without_disabled(document), ProjectConfig)
+    found = settings(document)
     if as_json:
         say_json(_as_json(layers, found))
     else:
@@ -51,6 +53,21 @@ def schema() -> None:
     from airlock_runner.config.schema import json_schema
 
     say_json(json_schema())
+
+
+def _on_image(document: Document) -> Document:
+    """`document` on what the image brings, if that can be known."""
+    from airlock import images
+    from airlock_store.errors import AirlockError
+    from airlock_store.services import lay
+    from airlock_store.store import Store
+
+    here = Path.cwd()
+    try:
+        return lay(images.brought(images.project_image(here), Store.open(), here), document)
+    except AirlockError:
+        # The config is what was asked for; `airlock start` tells what is wrong with the image.
+        return document
 
 
 def _as_json(layers: Layers, found: Iterable[Setting]) -> dict[str, Any]:
@@ -104,7 +121,7 @@ def _as_toml(found: Iterable[Setting]) -> Iterator[str]:
 
 
 def _line(at: Location) -> str:
-    return f"{_short(at.path)}:{at.line}"
+    return f"{_short(at.path)}:{at.line}" if at.line else _short(at.path)
 
 
 def _short(path: Path) -> str:

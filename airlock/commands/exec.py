@@ -35,7 +35,7 @@ def exec_(workdir: str | None, pairs: tuple[str, ...], login: bool, argv: tuple[
 
 
 def _variable(pair: str) -> tuple[str, str]:
-    from airlock_runner.config.model import check_env
+    from airlock_store.settings import check_env
 
     name, separator, value = pair.partition("=")
     if not separator:

@@ -72,7 +72,8 @@ def start(
     airlock.toml says what the sandbox is. Its image is built first if the store lacks it. Without CMD, the image's
     own command runs, usually a shell.
     """
-    from airlock_runner.config import load_config
+    from airlock import images
+    from airlock_runner.config import configured_image, load_config
     from airlock_runner.project import Project
     from airlock_runner.session import StartRequest
     from airlock_runner.session import start as start_session
@@ -83,10 +84,11 @@ def start(
         )
     root = Path.cwd()
     _require_config(root)
-    config = load_config(root)
+    configured = configured_image(root)
     project = Project(root)
     project.prepare()
-    image = _image(ref, config.vm.image, project, verbose)
+    image = _image(ref, configured, project, verbose)
+    config = load_config(root, under=images.brought_by(image))
     request = StartRequest(
         project=project,
         image=image,
@@ -136,7 +138,8 @@ def _require_config(root: Path) -> None:
 def _image(chosen: str | None, configured: str | None, project: Project, verbose: int) -> Image:
     """The image to boot, built if it has to be, and kept from now on for as long as the project has a sandbox."""
     from airlock import images
-    from airlock_runner.config import place_of
+    from airlock_builder.build import plan
+    from airlock_runner.config import load_config, place_of
     from airlock_store.gc import add_project_root
     from airlock_store.image import load_image
     from airlock_store.store import Store
@@ -146,7 +149,11 @@ def _image(chosen: str | None, configured: str | None, project: Project, verbose
     image = images.stored(ref, store, project.root)
     if image is None:
         try:
-            result = images.build(ref, store, project.root, quiet=face().quiet, verbose=verbose > 0)
+            planned = plan(ref, base=project.root)
+            if store.find(planned.image_key, planned.image_name) is None:
+                # What is wrong in the config is better told before a long build than after it.
+                load_config(project.root, under=images.brought_by_plan(planned))
+            result = images.realise(planned, store, quiet=face().quiet, verbose=verbose > 0)
         except ConfigError as error:
             if error.at is None and not chosen:
                 error.at = place_of(project.root, "vm", "image")

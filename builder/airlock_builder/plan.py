@@ -15,6 +15,7 @@ from airlock_builder.kernel.versions import OF_SUITE, format_version
 from airlock_builder.kernel.wanted import KernelRequest, Override
 from airlock_builder.step import Step
 from airlock_store.errors import ConfigError
+from airlock_store.services import brought
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -41,7 +42,7 @@ VERSIONS = {
     "kernel-config": 1,
     "compile": 1,
     "initrd": 3,
-    "image": 2,
+    "image": 3,
 }
 """The version of each step's code. Raise it when the same inputs come to mean other bytes."""
 
@@ -106,6 +107,7 @@ def make_plan(loaded: LoadedRecipe, ingredients: Ingredients) -> Plan:
             "command": list(recipe.vm.command),
         },
         "env": dict(recipe.env),
+        "brings": brought(loaded.document),
     }
     inputs = {"kernel": kernel, "initrd": initrd, "disk": disk}
     return Plan(loaded, Step("image", loaded.name, VERSIONS["image"], parameters, inputs))

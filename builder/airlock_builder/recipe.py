@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from airlock_builder.kernel.versions import Version, parse_version
 from airlock_builder.lookup import find_recipes, resolve
 from airlock_store.errors import ConfigError, Location
+from airlock_store.services import Bind, Daemon, lay
+from airlock_store.settings import check_name
 from airlock_store.sizes import MIB, parse_size
 
 if TYPE_CHECKING:
@@ -188,6 +190,15 @@ class VmSection:
 
 
 @dataclass(frozen=True, slots=True)
+class DiskSection:
+    """`[disk]`: what a project's disk holds from the beginning."""
+
+    bind: Mapping[str, Bind] = field(
+        default_factory=lambda: MappingProxyType({}), metadata={"each": check_name}
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """A whole recipe, what it extends merged in."""
 
@@ -197,6 +208,10 @@ class Recipe:
     image: ImageSection = ImageSection()
     vm: VmSection = VmSection()
     env: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    disk: DiskSection = DiskSection()
+    daemons: Mapping[str, Daemon] = field(
+        default_factory=lambda: MappingProxyType({}), metadata={"each": check_name}
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,13 +266,12 @@ def load_recipe(ref: str, base: Path) -> LoadedRecipe:
 
     Raises ConfigError with file, line and column for everything that is wrong in it or in what it extends.
     """
-    from airlock_store.document import merge
     from airlock_store.schema import decode
 
     documents = _lineage(resolve(ref, base, None), ())
     merged = documents[0]
     for document in documents[1:]:
-        merged = merge(_without_own(merged, document), document)
+        merged = lay(_without_own(merged, document), document)
     recipe = decode(merged, Recipe)
     _check_recipe(recipe, merged)
     return LoadedRecipe(recipe, merged, tuple(document.path for document in documents))

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from airlock_runner.config.model import DaemonConfig, ReadyConfig
+    from airlock_runner.config.model import DaemonConfig
+    from airlock_store.services import Ready
 
 
 def asked(daemons: Mapping[str, DaemonConfig], root: Path) -> list[dict[str, Any]]:
@@ -92,7 +93,7 @@ def _asked(name: str, daemon: DaemonConfig) -> dict[str, Any]:
     }
 
 
-def _ready(ready: ReadyConfig) -> tuple[str, Any]:
+def _ready(ready: Ready) -> tuple[str, Any]:
     values = {"command": ready.command, "socket": ready.socket, "tcp": ready.tcp, "log": ready.log}
     return next((kind, value) for kind, value in values.items() if value is not None)
 

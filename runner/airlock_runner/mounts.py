@@ -77,6 +77,9 @@ def settle(config: ProjectConfig, root: Path) -> Mounts:
             # A directory for each path, by the path: it stays the same however the list changes.
             directory = f"{name}/{hashlib.sha256(path.encode()).hexdigest()[:32]}"
             places.append({"kind": "cache", "target": target, "directory": directory})
+    for name, bind in config.disk.bind.items():
+        take(bind.path, f"disk.bind {name}", "disk", "bind", name)
+        places.append({"kind": "bind", "target": bind.path, "directory": name})
     return Mounts(tuple(shares), tuple(places), tuple(warnings))
 
 

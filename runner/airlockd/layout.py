@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-KINDS = ("share", "cache", "mask")
+KINDS = ("share", "cache", "bind", "mask")
 """In the order in which they are mounted at one and the same place: what hides comes last."""
+
+_PARTS = {"cache": 2, "bind": 1}
+"""Of a directory of the disk."""
 
 
 class Place(NamedTuple):
@@ -37,7 +40,10 @@ def _place(asked: Mapping[str, Any], home: str) -> Place:
     if kind not in KINDS or parts[0] or len(parts) < 2 or not all(parts[1:]) or {".", ".."} & set(parts):
         raise ValueError(f"bad place {target!r}")
     directory = str(asked.get("directory", ""))
-    if kind == "cache" and not all(part.strip(".") for part in directory.split("/")):
+    parts = directory.split("/")
+    if kind in ("cache", "bind") and not (
+        all(part.strip(".") for part in parts) and len(parts) == _PARTS[kind]
+    ):
         raise ValueError(f"bad directory {directory!r}")
     return Place(kind, target, bool(asked.get("read_only")), str(asked.get("tag", "")), directory)
 

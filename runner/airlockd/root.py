@@ -100,12 +100,43 @@ class Root:
                 os.makedirs(directory)
                 os.chown(directory, account.uid, account.gid)
             self._mount(directory, place.target, "", linux.MS_BIND)
+        elif place.kind == "bind":
+            self._bind(place)
         elif self._is_file(place.target):
             with open(EMPTY, "ab"):
                 pass
             self._mount(EMPTY, place.target, "", linux.MS_BIND, file=True)
         else:
             self._mount("tmpfs", place.target, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=0755")
+
+    def _bind(self, place: Place) -> None:
+        """A directory of the user's part of the disk; a new one is like the one that it is put over."""
+        target = self._directory_at(place.target)
+        try:
+            there = os.fstat(target)
+        finally:
+            os.close(target)
+        userdata = os.open(USERDATA, os.O_PATH | os.O_DIRECTORY)
+        try:
+            try:
+                os.mkdir(place.directory, dir_fd=userdata)
+            except FileExistsError:
+                pass
+            else:
+                os.chown(place.directory, there.st_uid, there.st_gid, dir_fd=userdata)
+                os.chmod(place.directory, stat.S_IMODE(there.st_mode), dir_fd=userdata)
+            # The sandbox can write there, so it may be a link to somewhere by now.
+            flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
+            try:
+                source = os.open(place.directory, flags, dir_fd=userdata)
+            except NotADirectoryError:
+                raise ValueError(f"/airlock/disk/{place.directory} is not a directory") from None
+        finally:
+            os.close(userdata)
+        try:
+            self._mount(f"/proc/self/fd/{source}", place.target, "", linux.MS_BIND)
+        finally:
+            os.close(source)
 
     def _is_file(self, target: str) -> bool:
         try:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from airlockd.protocol.mux import Message
 
-VERSION = 5
+VERSION = 6
 """Of the calls below; the host refuses an image whose airlockd speaks another."""
 GRACE = 2.0
 """Seconds that processes left over at shutdown have between SIGTERM and SIGKILL."""

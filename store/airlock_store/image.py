@@ -42,7 +42,9 @@ class VmDefaults:
 class Image:
     """A bootable store path. `rootfs_key` changes only if the bytes of the root filesystem may have changed.
 
-    `kernel_options` are those that its kernel was proven to have, names without CONFIG_, with their exact values.
+    `brings` are tables of a project's config that the image comes with (`airlock_store.services`), as the recipe has
+    them, unchecked. `kernel_options` are those that its kernel was proven to have, names without CONFIG_, with their
+    exact values.
     """
 
     path: Path
@@ -60,6 +62,7 @@ class Image:
     kernel_options: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     vm: VmDefaults = VmDefaults()
     env: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    brings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
 
 def load_image(path: Path) -> Image:
@@ -97,6 +100,7 @@ def load_image(path: Path) -> Image:
             command=vm.texts("command"),
         ),
         env=manifest.table("env").all_texts(),
+        brings=manifest.optional_table("brings").raw(),
     )
 
 
@@ -110,6 +114,7 @@ def encode_image(image: Image) -> bytes:
         "vm": asdict(image.vm),
         "env": dict(image.env),
         "kernel_options": dict(image.kernel_options),
+        "brings": dict(image.brings),
     }
     del document["path"]
     return (json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
@@ -145,6 +150,10 @@ class _Fields:
 
     def all_texts(self) -> Mapping[str, str]:
         return MappingProxyType({name: self.text(name) for name in self._fields})
+
+    def raw(self) -> Mapping[str, Any]:
+        """As it is, unchecked."""
+        return MappingProxyType(self._fields)
 
     def number(self, name: str) -> int:
         value = self.optional(int, name)

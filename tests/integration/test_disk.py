@@ -115,3 +115,29 @@ def test_remove_and_start_afresh(airlock: Airlock, project: Path) -> None:
     assert (done.returncode, b"Sandbox removed" in done.stdout + done.stderr) == (0, True)
     assert airlock("show", cwd=project).returncode == 1
     assert sh(airlock, project, "ls /airlock/disk") == ""
+
+
+def test_a_bound_directory_is_of_the_disk_and_stays(airlock: Airlock, project: Path) -> None:
+    write_config(
+        project,
+        '[disk.bind.data]\npath = "/srv/data"\n[disk.bind.mail]\npath = "/var/mail"',
+    )
+    script = """
+        stat -c %a:%G /var/mail /airlock/disk/mail
+        stat -f -c %T /srv/data
+        echo kept > /srv/data/file
+        cat /airlock/disk/data/file
+        rm -r /airlock/disk/mail
+        ln -s /etc /airlock/disk/mail
+    """
+    kind = "2775:mail"
+    assert sh(airlock, project, script).split() == [kind, kind, "ext2/ext3", "kept"]
+    # Under another image it is there again. What the sandbox made a link of is not followed.
+    (project / "other.toml").write_text(
+        '[recipe]\nname = "other"\nextends = "base"\n[disk.bind.data]\npath = "/x"\n'
+    )
+    done = airlock("start", "--image", "./other.toml", "--", "true", cwd=project)
+    assert done.returncode == 1
+    assert b"/airlock/disk/mail is not a directory" in done.stderr
+    write_config(project, "")
+    assert sh(airlock, project, "cat /x/file", "--image", "./other.toml").split() == ["kept"]

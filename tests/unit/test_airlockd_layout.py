@@ -47,6 +47,10 @@ def test_a_tilde_is_the_users_home(home: str, target: str) -> None:
         {"kind": "cache", "target": "/a"},
         {"kind": "cache", "target": "/a", "directory": "../../etc"},
         {"kind": "cache", "target": "/a", "directory": "/etc"},
+        {"kind": "cache", "target": "/a", "directory": "one"},
+        {"kind": "bind", "target": "/a"},
+        {"kind": "bind", "target": "/a", "directory": ".."},
+        {"kind": "bind", "target": "/a", "directory": "a/b"},
     ],
 )
 def test_a_bad_place_is_refused(asked: dict[str, Any]) -> None:

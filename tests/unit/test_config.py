@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from airlock_runner.config import DiskConfig, ProjectConfig, VmConfig, find_config, load_config
-from airlock_runner.config.model import MAX_ENV, check_env, host_memory, parse_memory
+from airlock_runner.config.model import host_memory, parse_memory
 from airlock_runner.config.network_model import (
     NetworkConfig,
     PortPair,
@@ -17,6 +17,7 @@ from airlock_runner.config.network_model import (
     SocketPair,
 )
 from airlock_store.errors import ConfigError
+from airlock_store.settings import MAX_ENV, check_env
 from airlock_store.sizes import GIB, MIB
 
 if TYPE_CHECKING:

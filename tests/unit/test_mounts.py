@@ -190,3 +190,13 @@ def test_entries_that_are_off_are_not_there(root: Path) -> None:
     assert len(settled.places) == 2
     # What is wrong in one that is off is wrong.
     assert "unknown key 'sorce'" in refusal(root, "[mounts.a]\nenabled = false\nsorce = ''\n")
+
+
+def test_binds_become_places(root: Path) -> None:
+    settled = mounts(root, '[disk.bind.docker]\npath = "/var/lib/docker/"\n[disk.bind.mine]\npath = "~/.x"\n')
+    assert [place for place in settled.places if place["kind"] == "bind"] == [
+        {"kind": "bind", "target": "/var/lib/docker", "directory": "docker"},
+        {"kind": "bind", "target": "~/.x", "directory": "mine"},
+    ]
+    with pytest.raises(ConfigError, match=r":3:12: /x is also the place of cache c"):
+        mounts(root, '[disk.cache.c]\npaths = ["/x"]\n[disk.bind.b]\npath = "/x"\n')

@@ -38,5 +38,6 @@ def build(work: Work) -> None:
         features=tuple(parameters["features"]),
         vm=VmDefaults(vm["memory"], vm["cpus"], vm["harden"], tuple(vm["command"])),
         env=MappingProxyType(dict(parameters["env"])),
+        brings=MappingProxyType(dict(parameters["brings"])),
     )
     (work.output / MANIFEST).write_bytes(encode_image(image))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from airlock_runner.config.files import fingerprint
-from airlock_runner.config.load import CONFIG_NAME, find_config, load_config, place_of
+from airlock_runner.config.load import CONFIG_NAME, configured_image, find_config, load_config, place_of
 from airlock_runner.config.model import DiskConfig, ProjectConfig, VmConfig
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "DiskConfig",
     "ProjectConfig",
     "VmConfig",
+    "configured_image",
     "find_config",
     "fingerprint",
     "load_config",

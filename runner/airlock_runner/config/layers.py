@@ -1,6 +1,6 @@
 """The layers of a project's config, found, read, checked and merged. Called by load.py and `airlock config`.
 
-Later wins: presets, then the user's file, the project's, the developer's own for this project.
+Later wins: what the image brings, then presets, the user's file, the project's, the developer's own for this project.
 """
 
 from __future__ import annotations
@@ -20,17 +20,20 @@ from airlock_runner.config.files import (
     user_slot,
 )
 from airlock_runner.config.model import ProjectConfig
-from airlock_store.document import Document, merge
-from airlock_store.errors import ConfigError
+from airlock_store.document import Document
+from airlock_store.errors import ConfigError, Location
 from airlock_store.schema import check
+from airlock_store.services import BRINGS, lay
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
+
+    from airlock_store.document import Place
 
 MAX_PRESETS = 32
 ENTRIES: tuple[tuple[str, ...], ...] = (
-    ("mounts",), ("mask",), ("disk", "cache"), ("daemons",),
+    ("mounts",), ("mask",), ("disk", "cache"), ("disk", "bind"), ("daemons",),
     ("network", "rules"), ("network", "ports"), ("network", "sockets"),
 )  # fmt: skip
 """The tables whose keys are names that people give."""
@@ -64,7 +67,26 @@ def read_layers(root: Path) -> Layers:
         problems += check(document, ProjectConfig)
     if problems:
         raise ConfigError.of(problems)
-    return Layers(reduce(_lay, layers, Document({}, root)), (*preset_slots, *slots))
+    return Layers(reduce(lay, layers, Document({}, root)), (*preset_slots, *slots))
+
+
+def image_layer(brings: Mapping[str, Any], origin: Path) -> Document:
+    """What an image brings, as a layer to lay under all others; `origin` is where that is written.
+
+    Its variables are meant as they are: an image, whoever made it, gets nothing of the host's environment. Raises
+    ConfigError for what is wrong in it.
+    """
+    data = {key: brings[key] for key, *_ in BRINGS if key in brings}
+    if isinstance(data.get("disk"), dict):
+        data["disk"] = {"bind": data["disk"].get("bind")}
+    if isinstance(data.get("daemons"), dict):
+        data["daemons"] = {name: _literal(each) for name, each in data["daemons"].items()}
+    where: dict[Place, Location] = {}
+    _note(data, (), where, Location(origin))
+    layer = Document(data, origin, where)
+    if problems := check(layer, ProjectConfig):
+        raise ConfigError.of(problems)
+    return layer
 
 
 def without_disabled(document: Document) -> Document:
@@ -89,16 +111,23 @@ def _without_names(entry: Any, off: set[str]) -> Any:
     return {**entry, "after": [name for name in entry["after"] if name not in off]}
 
 
-def _lay(base: Document, over: Document) -> Document:
-    """`over` on `base`. A command is one value although it is written as an array: it replaces a weaker one."""
-    daemons, over_daemons = base.data.get("daemons"), over.data.get("daemons")
-    if daemons and over_daemons:
-        kept = {name: dict(each) for name, each in daemons.items()}
-        for name, each in over_daemons.items():
-            if name in kept and each.get("command") is not None:
-                kept[name].pop("command", None)
-        base = replace(base, data={**base.data, "daemons": kept})
-    return merge(base, over)
+def _literal(daemon: Any) -> Any:
+    """A daemon whose variables refer to none of the host."""
+    if not isinstance(daemon, dict) or not isinstance(daemon.get("env"), dict):
+        return daemon
+    env = {
+        name: value.replace("$", "$$") if isinstance(value, str) else value
+        for name, value in daemon["env"].items()
+    }
+    return {**daemon, "env": env}
+
+
+def _note(value: object, place: Place, where: dict[Place, Location], at: Location) -> None:
+    if place:
+        where[place] = at
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, each in items:
+        _note(each, (*place, key), where, at)
 
 
 def _is_off(entry: object) -> bool:

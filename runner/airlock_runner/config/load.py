@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 from airlock_runner.config.files import PROJECT, local_slot, project_slot
 from airlock_runner.config.layers import read_layers, without_disabled
-from airlock_runner.config.model import ProjectConfig, check_env
+from airlock_runner.config.model import ProjectConfig
 from airlock_runner.config.variables import UndefinedVariableError, expand
 from airlock_store.errors import ConfigError
 from airlock_store.schema import decode
+from airlock_store.services import lay
+from airlock_store.settings import check_env
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,12 +32,22 @@ def find_config(root: Path) -> Path | None:
     return slot.path if slot else None
 
 
-def load_config(root: Path, lookup: Lookup = os.environ.get) -> ProjectConfig:
+def configured_image(root: Path) -> str | None:
+    """The image that the config at `root` asks for, None where it leaves that open. Raises ConfigError."""
+    image: str | None = (read_layers(root).document.data.get("vm") or {}).get("image")
+    return image
+
+
+def load_config(
+    root: Path, lookup: Lookup = os.environ.get, *, under: Document | None = None
+) -> ProjectConfig:
     """The config of the project at `root`, all layers merged, variables replaced by what `lookup` knows.
 
+    `under` is the image's layer, without which a project that only changes what its image brings lacks the rest.
     Raises one ConfigError with every problem and its place.
     """
-    document = without_disabled(read_layers(root).document)
+    document = read_layers(root).document
+    document = without_disabled(lay(under, document) if under else document)
     config = decode(document, ProjectConfig)
     problems: list[ConfigError] = []
     env = _resolve(config.env, ("env",), document, lookup, problems)

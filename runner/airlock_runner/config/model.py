@@ -10,9 +10,19 @@ import re
 from dataclasses import MISSING, dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from airlock_runner.config.fields import check_name, enabled, parse_path, setting
 from airlock_runner.config.network_model import NetworkConfig
 from airlock_runner.config.variables import check_references
+from airlock_store.services import Bind, Daemon
+from airlock_store.settings import (
+    ENV_SCHEMA,
+    PATH_SCHEMA,
+    check_env,
+    check_name,
+    enabled,
+    parse_path,
+    parse_target,
+    setting,
+)
 from airlock_store.sizes import GIB, MIB, SIZE_PATTERN, TIB, format_size, parse_size
 
 if TYPE_CHECKING:
@@ -23,20 +33,7 @@ MIN_DISK, MAX_DISK = 64 * MIB, 16 * TIB
 MAX_CPUS = 255
 SIZE_SCHEMA = {"type": "string", "title": "size", "pattern": SIZE_PATTERN, "examples": ["512 MB", "1.5 GB"]}
 USER_PATTERN = "[A-Za-z_][A-Za-z0-9_.-]{0,31}|[0-9]{1,9}"
-RESERVED = ("proc", "sys", "dev", "airlock")
-PATH_SCHEMA = {"type": "string", "title": "path", "minLength": 1}
 PATHS_SCHEMA = {"type": "array", "items": PATH_SCHEMA, "minItems": 1}
-SIGNALS = ("TERM", "INT", "HUP", "QUIT", "USR1", "USR2", "KILL")
-MAX_SECONDS, MAX_COUNT, MAX_TEXT = 86400, 1_000_000, 4096
-SIGNAL_SCHEMA = {"type": "string", "title": "signal", "enum": [*SIGNALS, *(f"SIG{name}" for name in SIGNALS)]}
-SECONDS_SCHEMA = {"type": "number", "minimum": 0, "maximum": MAX_SECONDS}
-TEXT_SCHEMA = {"type": "string", "minLength": 1, "maxLength": MAX_TEXT}
-ARGV_SCHEMA = {"type": "array", "items": {"type": "string"}, "minItems": 1}
-ENV_SCHEMA = {
-    "type": "object",
-    "additionalProperties": {"type": "string", "description": "its value; `${VAR}` is replaced"},
-}
-MAX_ENV = 128 << 10  # bytes of a name and its value: Linux takes no longer string in execve(2)
 
 
 def parse_memory(value: object) -> int:
@@ -80,32 +77,9 @@ def parse_user(value: object) -> str:
     return value
 
 
-def check_env(name: str, value: str) -> None:
-    """Raise ValueError unless `name` and `value` make an environment variable that execve(2) can pass on."""
-    if not name or "=" in name or "\0" in name:
-        raise ValueError(f"{name!r} cannot be the name of an environment variable")
-    if "\0" in value:
-        raise ValueError(f"the value of {name!r} has a NUL character")
-    if len(f"{name}={value}".encode(errors="surrogateescape")) >= MAX_ENV:
-        raise ValueError(f"the value of {name[:40]!r} is too long for an environment variable")
-
-
 def _check_variable(name: str, value: str) -> None:
     check_env(name, value)
     check_references(value)
-
-
-def parse_target(value: object) -> str:
-    """A directory of the sandbox, absolute or below `~`, normal. Raises ValueError."""
-    path = parse_path(value)
-    if not path.startswith(("/", "~")):
-        raise ValueError(f"{path!r} is neither absolute nor below '~'")
-    parts = [part for part in path.split("/") if part not in ("", ".")]
-    if ".." in parts:
-        raise ValueError(f"{path!r} has '..' in it")
-    if path.startswith("/") and (not parts or parts[0] in RESERVED):
-        raise ValueError(f"nothing can be mounted at {path!r}")
-    return "/".join(parts) if path.startswith("~") else f"/{'/'.join(parts)}"
 
 
 def parse_inner_paths(value: object) -> tuple[str, ...]:
@@ -118,63 +92,6 @@ def parse_sandbox_paths(value: object) -> tuple[str, ...]:
     return tuple(
         parse_target(path) if path.startswith(("/", "~")) else _inner(path) for path in _paths(value)
     )
-
-
-def parse_guest_path(value: object) -> str:
-    """An absolute path in the sandbox. Raises ValueError."""
-    path = parse_path(value)
-    if not path.startswith("/"):
-        raise ValueError(f"{path!r} is not absolute")
-    return path
-
-
-def parse_argv(value: object) -> tuple[str, ...]:
-    """A program and its arguments. Raises ValueError."""
-    if not isinstance(value, list) or not value or not value[0]:
-        raise ValueError("expected an array with a program and its arguments")
-    return tuple(_word(word) for word in value)
-
-
-def parse_text(value: object) -> str:
-    """A text of 1 to 4096 characters. Raises ValueError."""
-    if not isinstance(value, str) or not 0 < len(value) <= MAX_TEXT:
-        raise ValueError(f"expected a text of 1 to {MAX_TEXT} characters")
-    return value
-
-
-def parse_signal(value: object) -> str:
-    """The name of a signal, with SIG before it. Raises ValueError."""
-    name = value.removeprefix("SIG") if isinstance(value, str) else ""
-    if name not in SIGNALS:
-        raise ValueError(f"expected one of {', '.join(SIGNALS)}")
-    return f"SIG{name}"
-
-
-def parse_seconds(value: object) -> float:
-    """Seconds, a day at most. Raises ValueError."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= MAX_SECONDS:
-        raise ValueError(f"expected a number of seconds from 0 to {MAX_SECONDS}")
-    return float(value)
-
-
-def parse_count(value: object) -> int:
-    """How many times. Raises ValueError."""
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_COUNT:
-        raise ValueError(f"expected an integer from 0 to {MAX_COUNT}")
-    return value
-
-
-def parse_port(value: object) -> int:
-    """The number of a TCP port. Raises ValueError."""
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 65535:
-        raise ValueError("expected the number of a port, 1 to 65535")
-    return value
-
-
-def _word(value: object) -> str:
-    if not isinstance(value, str) or "\0" in value:
-        raise ValueError("expected strings without NUL characters")
-    return value
 
 
 def _paths(value: object) -> list[str]:
@@ -288,76 +205,16 @@ class DiskConfig:
         default=10 * GIB, unset="10 GB", parse=parse_disk_size, schema=SIZE_SCHEMA,
     )  # fmt: skip
     cache: Mapping[str, CacheConfig] = field(default_factory=dict, metadata={"each": check_name})
+    bind: Mapping[str, Bind] = field(default_factory=dict, metadata={"each": check_name})
 
 
 @dataclass(frozen=True, slots=True)
-class ReadyConfig:
-    """How to tell that a daemon is ready: exactly one of these."""
-
-    command: tuple[str, ...] | None = setting(
-        "a command that exits with 0", unset="", parse=parse_argv, schema=ARGV_SCHEMA
-    )
-    socket: str | None = setting(
-        "a Unix socket that takes a connection", unset="", parse=parse_guest_path, schema=PATH_SCHEMA
-    )
-    tcp: int | None = setting(
-        "a port of 127.0.0.1 that takes a connection",
-        unset="", parse=parse_port, schema={"type": "integer", "minimum": 1, "maximum": 65535},
-    )  # fmt: skip
-    log: str | None = setting(
-        "a text in what the daemon writes", unset="", parse=parse_text, schema=TEXT_SCHEMA
-    )
-
-    def __post_init__(self) -> None:
-        if len([each for each in (self.command, self.socket, self.tcp, self.log) if each is not None]) != 1:
-            raise ValueError("ready needs exactly one of command, socket, tcp and log")
-
-
-@dataclass(frozen=True, slots=True)
-class DaemonConfig:
+class DaemonConfig(Daemon):
     """A program that runs in the background, as root, from before the command until after it."""
 
-    command: tuple[str, ...] = setting(
-        "program and arguments", unset="required", default=MISSING, parse=parse_argv, schema=ARGV_SCHEMA
-    )
-    cwd: str = setting("its directory", default="/", unset="/", parse=parse_guest_path, schema=PATH_SCHEMA)
     env: Mapping[str, str] = field(
         default_factory=dict, metadata={"each": _check_variable, "schema": ENV_SCHEMA}
     )
-    signal: str = setting(
-        "what it is told to end by",
-        default="SIGTERM",
-        unset="SIGTERM",
-        parse=parse_signal,
-        schema=SIGNAL_SCHEMA,
-    )
-    timeout: float = setting(
-        "seconds that it then has; 0: for ever",
-        default=10.0,
-        unset="10",
-        parse=parse_seconds,
-        schema=SECONDS_SCHEMA,
-    )
-    restart: Literal["always", "on-failure"] = setting(
-        "after which end it is started again", default="always", unset="always"
-    )
-    max_restarts: int = setting(
-        "how many times; 0: without end",
-        default=10, unset="10", parse=parse_count, schema={"type": "integer", "minimum": 0, "maximum": MAX_COUNT},
-    )  # fmt: skip
-    harden: bool = setting("run it without privileges over the machine itself", default=True, unset="true")
-    after: tuple[str, ...] = setting(
-        "daemons that must be ready before it is started", default=(), unset="none"
-    )
-    ready: ReadyConfig | None = None
-    ready_timeout: float = setting(
-        "seconds in which it has to be ready",
-        default=30.0,
-        unset="30",
-        parse=parse_seconds,
-        schema=SECONDS_SCHEMA,
-    )
-    enabled: bool = enabled()
 
 
 @dataclass(frozen=True, slots=True)

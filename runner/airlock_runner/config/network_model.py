@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from airlock_runner.config.fields import check_name, enabled, parse_path, setting
+from airlock_store.settings import check_name, enabled, parse_path, setting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
