@@ -32,10 +32,13 @@ def arrange(asked: Sequence[Mapping[str, Any]], home: str) -> list[Place]:
     return sorted((_place(each, home) for each in asked), key=_depth)
 
 
+def expand(path: str, home: str) -> str:
+    """The path with a leading `~` as `home`."""
+    return f"{home.rstrip('/')}{path[1:]}" if path == "~" or path.startswith("~/") else path
+
+
 def _place(asked: Mapping[str, Any], home: str) -> Place:
-    kind, target = str(asked["kind"]), str(asked["target"])
-    if target == "~" or target.startswith("~/"):
-        target = f"{home.rstrip('/')}{target[1:]}"
+    kind, target = str(asked["kind"]), expand(str(asked["target"]), home)
     parts = target.split("/")
     if kind not in KINDS or parts[0] or len(parts) < 2 or not all(parts[1:]) or {".", ".."} & set(parts):
         raise ValueError(f"bad place {target!r}")

@@ -31,6 +31,7 @@ class Root:
 
     def __init__(self) -> None:
         self.namespace = -1
+        self.home = "/"
         self._mounts: list[str] = []
         self._directory = -1
 
@@ -53,6 +54,7 @@ class Root:
         os.mkdir(f"{SANDBOX}/run/lock", 0o1777)
         self._mount(USERDATA, "/airlock/disk", "", linux.MS_BIND)
         account = self._account(user)
+        self.home = account.home
         arranged = arrange(places, account.home)
         for place in arranged:
             self._put(place, account)

@@ -13,6 +13,9 @@ import traceback
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airlockd import boot, daemons, disk, entropy, harden, identity, kernelcheck, linux, memory
+from airlockd.layout import expand
+from airlockd.net.process import NetworkProcess
+from airlockd.net.process import start as start_network
 from airlockd.process import Command, Process, SpawnError
 from airlockd.protocol.link import Link
 from airlockd.protocol.loop import Loop
@@ -41,8 +44,8 @@ def main() -> NoReturn:
         boot.mount_image(_parameter("airlock.rootfs") or "ext4")
         control = boot.open_port("airlock.control")
         # Held open from the beginning: a port has one opener, and that is never somebody else.
-        boot.open_port("airlock.network")
-        Supervisor(control, boot.detach_disk("airlock-disk")).run()
+        network = start_network(boot.open_port("airlock.network"), control)
+        Supervisor(control, network, boot.detach_disk("airlock-disk")).run()
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
@@ -54,13 +57,14 @@ def main() -> NoReturn:
 class Supervisor:
     """Serves one host. Everything runs in one thread: forks are safe, and nothing needs a lock."""
 
-    def __init__(self, port: int, disk_device: str | None) -> None:
+    def __init__(self, port: int, network: NetworkProcess | None, disk_device: str | None) -> None:
         self._loop = Loop()
         self._link = Link(self._loop, port, self._on_message, self._on_close)
         self._root = Root()
         self._disk_device = disk_device
         self._processes: dict[int, Process] = {}
         self._by_pid: dict[int, Callable[[int], None]] = {}
+        self._network = network
         self._daemons: daemons.Daemons | None = None
         self._filter = harden.seccomp_program(linux.MACHINE)
         self._when_alone: Callable[[], None] | None = None
@@ -69,6 +73,9 @@ class Supervisor:
         """Say READY and serve until the host closes the port or asks for shutdown."""
         self._watch_children()
         memory.watch(self._loop, lambda text: self._event("oom", text=text))
+        if self._network is not None:
+            self._network.watch(self._loop)
+            self._by_pid[self._network.pid] = self._network_ended
         promises = kernelcheck.report()
         self._event("ready", version=VERSION, kernel=os.uname().release, promises=promises, uptime=_uptime())
         self._loop.run()
@@ -175,6 +182,25 @@ class Supervisor:
 
         self._daemons = daemons.Daemons(_World(self))
         self._daemons.start(specs, started)
+
+    def _call_listen(self, header: dict[str, Any], _payload: bytes) -> None:
+        """Make the host's ports and sockets appear."""
+        if self._network is None:
+            raise ValueError("the kernel of this image has no TUN, which the network needs")
+        sockets = [
+            {**asked, "path": expand(str(asked["path"]), self._root.home)} for asked in header["sockets"]
+        ]
+        order = {"ports": header["ports"], "sockets": sockets, "denied_names": header["denied_names"]}
+
+        def answered(problem: str | None) -> None:
+            kind = {"t": "reply"} if problem is None else {"t": "error", "message": problem}
+            self._link.mux.send({**kind, "id": header["id"]})
+
+        self._network.listen(order, self._root.namespace, answered)
+
+    def _network_ended(self, status: int) -> None:
+        if self._when_alone is None:
+            self._log("warning", f"the network is gone: its process ended with {status}")
 
     def _call_list(self, _header: dict[str, Any], _payload: bytes) -> dict[str, Any]:
         return {"daemons": self._daemons.list() if self._daemons is not None else []}

@@ -1,0 +1,81 @@
+"""The network process as the supervisor sees it: forked before READY, told what to listen at."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import traceback
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from airlockd.protocol.loop import Loop
+
+
+class NetworkProcess:
+    """The process `pid`, at the other end of `channel`; its answers come in the order of what it was told."""
+
+    def __init__(self, pid: int, channel: socket.socket) -> None:
+        self.pid = pid
+        self._channel = channel
+        self._waiting: deque[Callable[[str | None], None]] = deque()
+
+    def watch(self, loop: Loop) -> None:
+        """Serve its answers in this loop."""
+
+        def answered() -> None:
+            text = self._channel.recv(65536)
+            if not text:
+                loop.forget(self._channel.fileno())
+            elif self._waiting:
+                self._waiting.popleft()(json.loads(text).get("message"))
+
+        loop.on_readable(self._channel.fileno(), answered)
+
+    def listen(
+        self, order: Mapping[str, Any], namespace: int, answered: Callable[[str | None], None]
+    ) -> None:
+        """Have it listen at ports, and at sockets of this mount namespace; `answered` gets what went wrong, or None.
+
+        Raises OSError where the process is gone.
+        """
+        socket.send_fds(self._channel, [json.dumps(order).encode()], [namespace])
+        self._waiting.append(answered)
+
+
+def start(port: int, *close: int) -> NetworkProcess | None:
+    """Fork it with the port airlock.network, without the descriptors `close`; None where the kernel has no TUN."""
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid:
+        there.close()
+        # Up before READY: it is part of a saved state, and no start waits for it again.
+        if not here.recv(65536):
+            os.waitpid(pid, 0)
+            here.close()
+            return None
+        return NetworkProcess(pid, here)
+    try:
+        here.close()
+        for fd in close:
+            os.close(fd)
+        _serve(port, there)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(1)
+
+
+def _serve(port: int, channel: socket.socket) -> None:
+    from airlockd.net import tun
+
+    try:
+        device = tun.create()
+    except FileNotFoundError:
+        return
+    from airlockd.net.service import run
+
+    run(device, port, channel)

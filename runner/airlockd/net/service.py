@@ -1,0 +1,379 @@
+"""The network process of the guest: pumps packets of airlock0, answers DNS, and makes streams of connections.
+
+The supervisor forks it and calls `run`. It holds the port airlock.network; the host decides about every connection,
+so nothing here is a wall: root in the guest may kill it, and then there is no network.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from airlockd import linux
+from airlockd.net import dns, packet, tun
+from airlockd.net.dns_server import DnsConnection
+from airlockd.net.flows import BOTH, DEVICE, GATEWAY, Flow, Flows
+from airlockd.net.listeners import Listeners
+from airlockd.net.names import Names
+from airlockd.protocol.link import Link
+from airlockd.protocol.loop import Loop
+from airlockd.protocol.mux import MAX_STREAMS, NETWORK_WINDOW
+from airlockd.protocol.relay import Relay
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from airlockd.protocol.frames import Header
+    from airlockd.protocol.loop import Timer
+    from airlockd.protocol.mux import Message
+
+RESOLVER = bytes((10, 0, 0, 1))
+DNS_PORT = 53
+BATCH = 32
+"""Packets that are taken from the device before other descriptors have their turn."""
+ACCEPT_SECONDS = 30.0
+"""An established flow whose program is not there any more is given up."""
+LINGER_SECONDS = 120.0
+"""What a closed connection still has to say to a program that reads slowly, it says within this time."""
+TIMEOUT_SECONDS = 150.0
+"""Beyond what Linux waits for a connection (tcp_syn_retries): so long a host's ETIMEDOUT is silence here too."""
+TIDY_SECONDS = 5.0
+_NO_HEADER = bytes(tun.HEADER)
+
+
+class _Connection:
+    """What a flow is to the host. `syn` is the packet that waits for its answer, None once the program is connected."""
+
+    __slots__ = ("name", "relay", "syn")
+
+    def __init__(self, syn: bytearray, name: str | None) -> None:
+        self.syn: bytearray | None = syn
+        self.name = name
+        self.relay: Relay | None = None
+
+
+class Network:
+    """Serves the device `device`, the host at `port`, and the supervisor at `supervisor`; all are descriptors."""
+
+    def __init__(self, device: int, port: int, supervisor: socket.socket) -> None:
+        self.loop = Loop(selectors.EpollSelector())
+        self.link = Link(self.loop, port, self._on_message, self._on_close, window=NETWORK_WINDOW)
+        self.names = Names()
+        self._device = device
+        self._listener = socket.create_server((socket.inet_ntoa(DEVICE), 0), backlog=4096)
+        self._listener.setblocking(False)
+        self._flows = Flows(self._listener.getsockname()[1])
+        self._calls: dict[int, Callable[[Header], None]] = {}
+        self._number, self._stream = 0, -1
+        self._live = 0
+        self._ask_about_names = False
+        self._space = bytearray(tun.MAX_PACKET)
+        self._view = memoryview(self._space)
+        self._listeners = Listeners(self, supervisor)
+        self.loop.on_readable(device, self._on_packets)
+        self.loop.on_readable(self._listener.fileno(), self._on_connections)
+        self._tidying: Timer | None = None
+
+    # ---- packets
+
+    def _on_packets(self) -> None:
+        view, device = self._view, self._device
+        rewrites = self._flows.rewrites
+        find, rewrite, readv, write = rewrites.get, packet.rewrite, os.readv, os.write
+        space = self._space
+        for _ in range(BATCH):
+            try:
+                size = readv(device, [view])
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno == errno.EBADFD:
+                    # Root in the guest removed the device. Without it there is no network.
+                    self.loop.forget(device)
+                return
+            # 12 bytes from the source address on are the tuple, where no IP options move the ports.
+            how = find(bytes(view[22:34]))
+            if (
+                how is None
+                or space[10] != 0x45
+                or space[19] != packet.TCP
+                or size < 50
+                or space[16] & 0x3F
+                or space[17]
+            ):
+                self._on_other(view[tun.HEADER : size])
+                continue
+            if space[43] & 0x07:
+                self._on_flags(bytes(view[22:34]), space[43], size)
+                how = find(bytes(view[22:34]))
+                if how is None:
+                    continue
+            rewrite(space, 10, how, partial=space[0] & tun.NEEDS_CHECKSUM != 0)
+            try:
+                write(device, view[:size])
+            except OSError:
+                # Full, or not to the kernel's liking: TCP sends it again, or not.
+                pass
+
+    def _on_flags(self, tuple_: bytes, flags: int, size: int) -> None:
+        """SYN, FIN or RST in an established flow."""
+        if flags & packet.SYN and not flags & packet.ACK:
+            flow = self._flows.find(tuple_)
+            if flow is not None and flow.ends == BOTH:
+                # A new connection from the port of an old one. What else it may be, the kernel knows best.
+                self._drop(flow)
+                self._on_syn(self._view[tun.HEADER : size])
+            return
+        if flags & (packet.FIN | packet.RST):
+            self._flows.ended(tuple_, flags, time.monotonic())
+
+    def _on_other(self, data: memoryview) -> None:
+        """A packet of no established flow."""
+        if len(data) < packet.HEADER:
+            return
+        if data[0] >> 4 == 6:
+            self._put(packet.unreachable6(data))
+        elif packet.is_plain_tcp(data):
+            flags = packet.tcp_flags(data)
+            if flags & packet.SYN and not flags & packet.ACK:
+                self._on_syn(data)
+            elif self._flows.find(packet.tuple_of(data)) is None:
+                self._put(packet.tcp_reset(data))
+        elif data[0] == 0x45 and data[9] == packet.UDP:
+            self._on_udp(data)
+        elif data[0] == 0x45 and data[9] == packet.ICMP and bytes(data[16:20]) in (GATEWAY, RESOLVER):
+            self._put(packet.echo_reply(data))
+        elif data[0] >> 4 == 4:
+            known = data[9] in (packet.ICMP, packet.TCP)
+            code = packet.PROHIBITED if known else packet.PROTOCOL_UNREACHABLE
+            self._put(packet.unreachable(data, GATEWAY, code))
+
+    def _on_udp(self, data: memoryview) -> None:
+        asked = packet.udp_payload(data)
+        if asked is None:
+            return
+        if int.from_bytes(data[22:24], "big") != DNS_PORT:
+            self._put(packet.unreachable(data, GATEWAY, packet.PORT_UNREACHABLE))
+            return
+        head = bytes(data[: packet.HEADER + 8])
+        self.resolve(asked, lambda answer: self._put(packet.udp_answer(head, dns.truncated(answer, 512))))
+
+    def _put(self, data: bytes | None) -> None:
+        if data is not None:
+            try:
+                os.write(self._device, _NO_HEADER + data)
+            except OSError:
+                pass
+
+    # ---- connections of the guest
+
+    def _on_syn(self, data: memoryview) -> None:
+        tuple_ = packet.tuple_of(data)
+        if self._flows.find(tuple_) is not None:
+            # Asked again while the host dials, or where it timed out.
+            return
+        flow = self._flows.open(tuple_, None)
+        if flow is None or self._live >= MAX_STREAMS - 64 or self.link.closed:
+            if flow is not None:
+                self._flows.remove(flow)
+            self._put(packet.tcp_reset(data))
+            return
+        name = self.names.use(flow.target)
+        flow.state = connection = _Connection(bytearray(self._view[: tun.HEADER + len(data)]), name)
+        if self._tidying is None:
+            self._tidy()
+        if flow.target_port == DNS_PORT:
+            self._establish(flow)
+            return
+        arguments = {
+            "kind": "tcp",
+            "name": name,
+            "address": socket.inet_ntoa(flow.target),
+            "port": flow.target_port,
+        }
+        connection.relay = self.connect(
+            arguments,
+            lambda refused: self._refuse(flow, refused) if refused else self._establish(flow),
+            lambda _relay: self._on_relay_done(flow),
+        )
+
+    def _establish(self, flow: Flow) -> None:
+        """The connection is there on the other side: let the guest's kernel have its SYN."""
+        if self._flows.find(flow.tuple) is not flow:
+            return
+        self._flows.establish(flow)
+        syn = flow.state.syn
+        how = self._flows.rewrites[flow.tuple]
+        packet.rewrite(syn, tun.HEADER, how, partial=syn[0] & tun.NEEDS_CHECKSUM != 0)
+        try:
+            os.write(self._device, syn)
+        except OSError:
+            pass
+        self.loop.call_later(ACCEPT_SECONDS, lambda: self._give_up(flow))
+
+    def _refuse(self, flow: Flow, header: Header) -> None:
+        """The host has no such connection: say why as the kernel would have."""
+        if self._flows.find(flow.tuple) is not flow:
+            return
+        syn = bytes(flow.state.syn[tun.HEADER :])
+        reason = header.get("errno")
+        if reason == "ETIMEDOUT":
+            self.loop.call_later(TIMEOUT_SECONDS, lambda: self._drop(flow))
+            return
+        self._drop(flow)
+        codes = {
+            "EHOSTUNREACH": packet.HOST_UNREACHABLE,
+            "ENETUNREACH": packet.NET_UNREACHABLE,
+            "EACCES": packet.PROHIBITED,
+        }
+        if reason in codes:
+            self._put(packet.unreachable(syn, GATEWAY, codes[reason]))
+        else:
+            self._put(packet.tcp_reset(syn))
+
+    def _on_connections(self) -> None:
+        while True:
+            try:
+                connected, (address, port) = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+                    return
+                continue
+            flow = self._flows.by_port(port) if address == socket.inet_ntoa(GATEWAY) else None
+            if flow is None or flow.state.syn is None:
+                # Somebody in the guest found the listener.
+                connected.close()
+                continue
+            flow.state.syn = None
+            relay = flow.state.relay
+            if relay is None:
+                DnsConnection(self, connected, partial(self._linger, flow))
+            elif relay.done:
+                connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                connected.close()
+                self._linger(flow)
+            else:
+                connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                relay.attach(connected)
+
+    def _on_relay_done(self, flow: Flow) -> None:
+        """Both directions are closed here; the kernel may have things to say to the program still."""
+        # Before the host's answer, that answer decides; before the program is connected, it is told then.
+        if flow.state.syn is None:
+            self._linger(flow)
+
+    def _linger(self, flow: Flow) -> None:
+        self.loop.call_later(LINGER_SECONDS, lambda: self._drop(flow))
+
+    def _give_up(self, flow: Flow) -> None:
+        if flow.state.syn is not None:
+            self._drop(flow)
+
+    def _drop(self, flow: Flow) -> None:
+        if self._flows.by_port(flow.port) is not flow:
+            return
+        self._flows.remove(flow)
+        self._forget(flow)
+
+    def _forget(self, flow: Flow) -> None:
+        """The flow is in no table any more."""
+        connection = flow.state
+        if connection.name is not None:
+            self.names.release(flow.target)
+        if connection.relay is not None and not connection.relay.done:
+            connection.relay.abort()
+
+    def _tidy(self) -> None:
+        for flow in self._flows.tidy(time.monotonic()):
+            self._forget(flow)
+        self._tidying = self.loop.call_later(TIDY_SECONDS, self._tidy) if len(self._flows) else None
+
+    # ---- the host
+
+    def connect(
+        self,
+        arguments: dict[str, Any],
+        answered: Callable[[Header | None], None],
+        done: Callable[[Relay], None],
+    ) -> Relay:
+        """Ask the host for a connection; `answered` gets None, or the header of its refusal."""
+        self._stream += 2
+        self._live += 1
+
+        def over(relay: Relay) -> None:
+            self._live -= 1
+            done(relay)
+
+        relay = Relay(self.link, self._stream, over)
+
+        def replied(header: Header) -> None:
+            if header["t"] == "reply":
+                answered(None)
+                return
+            answered(header)
+            if not relay.done:
+                relay.abort()
+
+        self._call({"op": "connect", "stream": self._stream, **arguments}, replied)
+        return relay
+
+    def resolve(self, query: bytes, answer: Callable[[bytes], None]) -> None:
+        """Answer a DNS query, now or when the host has said whether the name is allowed; or never."""
+        question = dns.parse(query)
+        if isinstance(question, bytes):
+            answer(question)
+        elif question is not None and self._ask_about_names and question.name and not self.link.closed:
+            found = question
+
+            def told(header: Header) -> None:
+                answer(dns.respond(found, self.names, denied=not header.get("allowed")))
+
+            self._call({"op": "name", "name": question.name}, told)
+        elif question is not None:
+            answer(dns.respond(question, self.names))
+
+    def ask_about_names(self, asked: bool) -> None:
+        """Whether names that the policy denies do not exist."""
+        self._ask_about_names = asked
+
+    def _call(self, header: Header, then: Callable[[Header], None]) -> None:
+        self._number += 1
+        self._calls[self._number] = then
+        self.link.mux.send({"t": "call", "id": self._number, **header})
+
+    def _on_message(self, message: Message) -> None:
+        header = message.header
+        if header["t"] in ("reply", "error"):
+            then = self._calls.pop(header["id"], None)
+            if then is not None:
+                then(header)
+        elif header["t"] == "call" and header.get("op") == "dial":
+            self._listeners.dial(header)
+        elif header["t"] == "call" and header.get("op") == "socket":
+            self._listeners.switch(header)
+
+    def _on_close(self, reason: str | None) -> None:
+        """The host has no network for us (any more): every connection was reset, new ones are refused."""
+        if reason:
+            print(f"airlockd: the network port was closed: {reason}", file=sys.stderr, flush=True)
+        for flow in self._flows:
+            if flow.tuple not in self._flows.rewrites:
+                self._refuse(flow, {})
+
+
+def run(device: int, port: int, supervisor: socket.socket) -> None:
+    """Serve until the process is killed; for a process of its own."""
+    linux.set_name("airlock-net")
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    network = Network(device, port, supervisor)
+    supervisor.send(b"{}")
+    network.loop.run()

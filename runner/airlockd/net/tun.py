@@ -1,0 +1,69 @@
+"""The device airlock0 and the default route through it. process.py makes it, in the guest's own namespace.
+
+Sources: tun(4), linux/if_tun.h, linux/virtio_net.h, netdevice(7), rtnetlink(7).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import struct
+
+from airlockd.net.flows import DEVICE, GATEWAY
+
+NAME = "airlock0"
+MTU = 65520
+"""Large, so that what is sent without segmentation offload crosses in few packets too."""
+HEADER = 10
+"""Bytes of struct virtio_net_hdr before each packet: flags, kind of segments, and four offsets and sizes."""
+MAX_PACKET = HEADER + 65535
+NEEDS_CHECKSUM = 1
+_DEVICE_FILE = "/dev/net/tun"
+_IFF_TUN, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_UP = 0x1, 0x1000, 0x4000, 0x1
+_TUNSETIFF, _TUNSETOFFLOAD = 0x400454CA, 0x400454D0
+_CHECKSUMS, _TSO4, _TSO6, _TSO_ECN = 1, 2, 4, 8
+_SIOCSIFFLAGS, _SIOCSIFADDR, _SIOCSIFNETMASK, _SIOCSIFMTU = 0x8914, 0x8916, 0x891C, 0x8922
+_RTM_NEWROUTE, _REQUEST = 24, 0x1 | 0x4 | 0x400  # NLM_F_REQUEST, ACK, CREATE
+_RTA_OIF, _RTA_GATEWAY = 4, 5
+_TABLE_MAIN, _PROTOCOL_BOOT, _UNICAST = 254, 3, 1
+
+
+def create() -> int:
+    """Make the device, configured and up, with the default route; gives its non-blocking descriptor.
+
+    Raises OSError, ENOENT or ENODEV where the kernel has no TUN.
+    """
+    fd = os.open(_DEVICE_FILE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    name = NAME.encode()
+    fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", name, _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR))
+    fcntl.ioctl(fd, _TUNSETOFFLOAD, _CHECKSUMS | _TSO4 | _TSO6 | _TSO_ECN)
+    try:
+        with open(f"/proc/sys/net/ipv6/conf/{NAME}/disable_ipv6", "w", encoding="ascii") as file:
+            file.write("1")
+    except FileNotFoundError:
+        # A kernel without IPv6.
+        pass
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as handle:
+        for request, value in (
+            (_SIOCSIFADDR, struct.pack("=H2x4s8x", socket.AF_INET, DEVICE)),
+            (_SIOCSIFNETMASK, struct.pack("=H2x4s8x", socket.AF_INET, bytes((255, 255, 255, 0)))),
+            (_SIOCSIFMTU, struct.pack("=i12x", MTU)),
+            (_SIOCSIFFLAGS, struct.pack("=H14x", _IFF_UP)),
+        ):
+            fcntl.ioctl(handle, request, struct.pack("16s16s8x", name, value))
+        index = socket.if_nametoindex(NAME)
+    _default_route(index)
+    return fd
+
+
+def _default_route(index: int) -> None:
+    route = struct.pack("=BBBBBBBBI", socket.AF_INET, 0, 0, 0, _TABLE_MAIN, _PROTOCOL_BOOT, 0, _UNICAST, 0)
+    attributes = struct.pack("=HHI", 8, _RTA_OIF, index) + struct.pack("=HH4s", 8, _RTA_GATEWAY, GATEWAY)
+    length = 16 + len(route) + len(attributes)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as netlink:
+        netlink.send(struct.pack("=IHHII", length, _RTM_NEWROUTE, _REQUEST, 1, 0) + route + attributes)
+        answer = netlink.recv(4096)
+    error = struct.unpack_from("=i", answer, 16)[0]
+    if error:
+        raise OSError(-error, os.strerror(-error), "default route")

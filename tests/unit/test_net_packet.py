@@ -1,0 +1,164 @@
+"""Packets: incremental checksums against recomputed ones, and the answers of airlock0, read back by hand."""
+
+from __future__ import annotations
+
+import struct
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airlockd.net import packet
+
+ADDRESSES = st.binary(min_size=4, max_size=4)
+PORTS = st.binary(min_size=2, max_size=2)
+TUPLES = st.builds(bytes.__add__, st.binary(min_size=8, max_size=8), st.binary(min_size=4, max_size=4))
+
+
+def reference(data: bytes) -> int:
+    """RFC 1071 by the book: add 16-bit words, fold the carries."""
+    total = sum(struct.unpack(f">{len(data + bytes(len(data) % 2)) // 2}H", data + bytes(len(data) % 2)))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total
+
+
+def tcp(
+    tuple_: bytes, flags: int = packet.SYN, payload: bytes = b"", number: int = 7, *, partial: bool = False
+) -> bytes:
+    """A TCP packet with right sums, or with the sum of the pseudo-header alone."""
+    text = tuple_[8:] + struct.pack(">IIBBHHH", number, 9, 5 << 4, flags, 1000, 0, 0) + payload
+    pseudo = tuple_[:8] + struct.pack(">HH", packet.TCP, len(text))
+    total = reference(pseudo) if partial else 0xFFFF - reference(pseudo + text)
+    text = text[:16] + struct.pack(">H", total) + text[18:]
+    return packet.ip_packet(tuple_[:4], tuple_[4:8], packet.TCP, text)
+
+
+def is_right(data: bytes) -> bool:
+    """Whether both of its sums are."""
+    pseudo = data[12:20] + struct.pack(">HH", data[9], len(data) - 20)
+    return reference(data[:20]) == 0xFFFF and reference(pseudo + data[20:]) == 0xFFFF
+
+
+@given(st.binary(max_size=300))
+def test_checksum(data: bytes) -> None:
+    assert packet.checksum(data) == 0xFFFF - reference(data)
+
+
+@given(TUPLES, TUPLES, st.binary(max_size=60), st.integers(0, 2**32 - 1))
+def test_rewriting_keeps_sums_right(old: bytes, new: bytes, payload: bytes, number: int) -> None:
+    """Against recomputation of everything."""
+    data = bytearray(b"..") + tcp(old, packet.ACK, payload, number)
+    packet.rewrite(data, 2, packet.rewriting(old, new), partial=False)
+    assert packet.tuple_of(data[2:]) == new
+    assert is_right(bytes(data[2:]))
+    assert data[:2] == b".."
+
+
+@given(TUPLES, TUPLES, st.binary(max_size=60))
+def test_rewriting_with_offload(old: bytes, new: bytes, payload: bytes) -> None:
+    """The kernel adds the rest of the sum later, and must come to the right one."""
+    data = bytearray(tcp(old, packet.ACK, payload, partial=True))
+    packet.rewrite(data, 0, packet.rewriting(old, new), partial=True)
+    total = 0xFFFF - reference(bytes(data[20:]))
+    assert is_right(bytes(data[:36]) + struct.pack(">H", total) + bytes(data[38:]))
+
+
+@given(TUPLES, TUPLES)
+def test_a_rewrite_and_its_reverse(old: bytes, new: bytes) -> None:
+    before = tcp(old)
+    data = bytearray(before)
+    packet.rewrite(data, 0, packet.rewriting(old, new), partial=False)
+    packet.rewrite(data, 0, packet.rewriting(new, old), partial=False)
+    # 0x0000 and 0xFFFF are the same number to a receiver.
+    assert packet.tuple_of(data) == old
+    assert is_right(bytes(data))
+
+
+TUPLE = bytes((192, 168, 77, 1, 93, 184, 216, 34)) + struct.pack(">HH", 40000, 443)
+
+
+def test_reset_of_a_syn() -> None:
+    """RST with an ACK of the SYN, so that the program sees ECONNREFUSED."""
+    answer = packet.tcp_reset(tcp(TUPLE, packet.SYN, number=0xFFFFFFFF))
+    assert answer is not None
+    assert is_right(answer)
+    assert packet.tuple_of(answer) == packet.back(TUPLE)
+    number, acknowledged, _, flags = struct.unpack_from(">IIBB", answer, 24)
+    assert (number, acknowledged, flags) == (0, 0, packet.RST | packet.ACK)
+
+
+def test_reset_of_what_came_late() -> None:
+    answer = packet.tcp_reset(tcp(TUPLE, packet.ACK, b"data"))
+    assert answer is not None
+    assert struct.unpack_from(">IIBB", answer, 24) == (9, 0, 5 << 4, packet.RST)
+    assert packet.tcp_reset(tcp(TUPLE, packet.RST)) is None
+
+
+def udp(payload: bytes, port: int = 53) -> bytes:
+    text = struct.pack(">HHHH", 5000, port, 8 + len(payload), 0) + payload
+    return packet.ip_packet(TUPLE[:4], TUPLE[4:8], packet.UDP, text)
+
+
+def test_udp() -> None:
+    query = udp(b"query")
+    assert packet.udp_payload(query) == b"query"
+    answer = packet.udp_answer(query, b"answer!")
+    assert is_right(answer)
+    assert (answer[12:16], answer[16:20]) == (query[16:20], query[12:16])
+    assert struct.unpack_from(">HH", answer, 20) == (53, 5000)
+    assert packet.udp_payload(answer) == b"answer!"
+    for wrong in (query[:27], query[:24] + b"\0\7" + query[26:], query[:24] + b"\xff\0" + query[26:]):
+        assert packet.udp_payload(wrong) is None
+
+
+def test_unreachable_carries_what_it_is_about() -> None:
+    query = udp(b"x" * 100, 443)
+    answer = packet.unreachable(query, b"\xc0\xa8\x4d\2", packet.PORT_UNREACHABLE)
+    assert answer is not None
+    assert reference(answer[:20]) == reference(answer[20:]) == 0xFFFF
+    assert (answer[9], answer[20], answer[21], answer[28:]) == (packet.ICMP, 3, 3, query[:28])
+
+
+def test_unreachable_is_silent_where_it_must_be() -> None:
+    """About errors, multicast and later fragments (RFC 1122, 3.2.2)."""
+    error = packet.unreachable(udp(b""), b"\1\1\1\1", 3)
+    assert error is not None
+    multicast = packet.ip_packet(TUPLE[:4], bytes((224, 0, 0, 251)), packet.UDP, bytes(8))
+    fragment = bytearray(udp(b"x"))
+    fragment[6:8] = b"\0\1"
+    for data in (error, multicast, bytes(fragment)):
+        assert packet.unreachable(data, b"\1\1\1\1", 3) is None
+
+
+def test_ping() -> None:
+    text = b"\x08\0\0\0\0\1\0\2hello"
+    ping = packet.ip_packet(TUPLE[:4], TUPLE[4:8], packet.ICMP, text)
+    answer = packet.echo_reply(ping)
+    assert answer is not None
+    assert reference(answer[20:]) == 0xFFFF
+    assert (answer[20], answer[24:]) == (0, text[4:])
+    assert packet.echo_reply(answer) is None
+
+
+def test_ipv6_goes_nowhere() -> None:
+    source, target = b"\xfd" + bytes(15), b"\x20\1" + bytes(14)
+    data = struct.pack(">IHBB", 6 << 28, 8, packet.UDP, 64) + source + target + bytes(8)
+    answer = packet.unreachable6(data)
+    assert answer is not None
+    assert (answer[8:24], answer[24:40], answer[40:42], answer[48:]) == (target, source, b"\1\0", data)
+    pseudo = target + source + struct.pack(">II", len(answer) - 40, packet.ICMPV6)
+    assert reference(pseudo + answer[40:]) == 0xFFFF
+    assert packet.unreachable6(answer) is None
+    assert packet.unreachable6(data[:24] + b"\xff\2" + data[26:]) is None
+
+
+@given(st.binary(max_size=120))
+def test_hostile_packets_raise_nothing(data: bytes) -> None:
+    """Everything that service.py does with a packet, it does with any bytes from the length of a header on."""
+    data += bytes(packet.HEADER)
+    packet.unreachable(data, bytes(4), 3) if len(data) > packet.HEADER else None
+    packet.unreachable6(data)
+    packet.udp_payload(data)
+    packet.echo_reply(data)
+    if packet.is_plain_tcp(data):
+        packet.tcp_reset(data)
