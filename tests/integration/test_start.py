@@ -77,6 +77,7 @@ def test_what_a_command_finds(airlock: Airlock, base_image: Image, tmp_path: Pat
         "0",
         "1",
         "1",
+        "airlock0",
         "lo",
     ]
     assert b"to stderr\n" in done.stderr
