@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from airlock_runner.control import Control
 from airlock_runner.machine import accel
 from airlock_runner.machine.process import Machine
-from airlock_runner.text import last_lines, panic_reason, printable
+from airlock_runner.text import last_lines, one_line, panic_reason
 from airlock_store.errors import MachineError
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ class Booter:
             if reason is not None:
                 what += f", its kernel panicked: {reason}"
             elif said:
-                what += f" ({printable(said.splitlines()[-1], 200)})"
+                what += f" ({one_line(said.splitlines()[-1], 200)})"
         machine.close()
         if self.plan.unproven:
             name = self.plan.accelerators[0]

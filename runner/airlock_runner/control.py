@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from airlockd.protocol.frames import Header
+from airlockd.protocol.frames import Header, ProtocolError
 from airlockd.protocol.link import Link
 
 if TYPE_CHECKING:
@@ -13,6 +13,21 @@ if TYPE_CHECKING:
     from airlockd.protocol.mux import Message
 
 Answer = Callable[[Header], None]
+
+
+def integer(header: Header, key: str, low: int, high: int) -> int:
+    """The number at `key`, from `low` to `high`. Raises ProtocolError: the other end may send what it likes."""
+    value = header.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise ProtocolError(f"bad {key} {value!r:.40}")
+    return value
+
+
+def outcome(header: Header) -> dict[str, int]:
+    """How a process ended, by its `exit` event: its `code`, or the `signal`. Raises ProtocolError."""
+    if header.get("code") is not None:
+        return {"code": integer(header, "code", 0, 255)}
+    return {"signal": integer(header, "signal", 1, 127)}
 
 
 class Control:

@@ -9,7 +9,7 @@ from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, Any
 
 from airlock_runner.config import place_of
-from airlock_runner.text import printable
+from airlock_runner.text import one_line
 from airlock_store.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ def patience(daemons: Mapping[str, DaemonConfig]) -> float | None:
 
 def line(event: Mapping[str, Any]) -> str | None:
     """An event of airlockd for the user, or None for one of no interest. What the guest says is made safe."""
-    name, how = printable(str(event.get("daemon")), 64), printable(str(event.get("how")), 200)
-    restarts = printable(str(event.get("restarts")), 10)
+    name, how = one_line(str(event.get("daemon")), 64), one_line(str(event.get("how")), 200)
+    restarts = one_line(str(event.get("restarts")), 10)
     text: str | None = None
     match event.get("state"):
         case "up":
@@ -59,20 +59,20 @@ def line(event: Mapping[str, Any]) -> str | None:
         case "ended":
             text = f"ended ({how})"
         case "backoff":
-            text = f"ended ({how}); restart {restarts} in {printable(str(event.get('delay')), 10)} s"
+            text = f"ended ({how}); restart {restarts} in {one_line(str(event.get('delay')), 10)} s"
         case "failed":
             text = f"ended ({how}) and is given up{_said(event)}"
         case "late":
             text = f"is not ready{_said(event)}"
         case "killed":
-            text = f"did not end in {printable(str(event.get('timeout')), 10)} s and is killed"
+            text = f"did not end in {one_line(str(event.get('timeout')), 10)} s and is killed"
         case "stopped":
             text = "has stopped"
     return f"daemon {name} {text}" if text else None
 
 
 def _said(event: Mapping[str, Any]) -> str:
-    said = " ".join(printable(str(event.get("said") or ""), 400).split())
+    said = one_line(str(event.get("said") or ""), 400)
     return f"; it said: {said}" if said else ""
 
 

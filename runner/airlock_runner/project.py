@@ -14,7 +14,7 @@ import shutil
 import stat
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,9 @@ DIRECTORY = Path(".airlock", "sandbox")
 LOCK, DISK, NEW_DISK, STATE, SOCKET, CONSOLE = (
     "lock", "disk.img", "disk.img.new", "state.json", "cli.sock", "console.log",
 )  # fmt: skip
+MUST_BE_WRITABLE = (
+    "airlock keeps a sandbox's disk in .airlock/ of the project; the directory must be writable"
+)
 _STATE_LIMIT = 64 * 1024
 _ORPHAN_PATIENCE = 10.0
 
@@ -94,10 +97,13 @@ class Project:
             ignore = self.root / DIRECTORY.parent / ".gitignore"
             if not os.path.lexists(ignore):
                 ignore.write_text("*\n")
+            if not os.access(self.directory, os.W_OK):
+                code = errno.EROFS if os.statvfs(self.directory).f_flag & os.ST_RDONLY else errno.EACCES
+                raise OSError(code, os.strerror(code))
         except OSError as error:
             raise ProjectError(
-                f"{self.directory} cannot be made: {error.strerror}",
-                hint="airlock keeps a sandbox's disk in .airlock/ of the project; the directory must be writable",
+                f"{self.directory} cannot be used: {error.strerror}",
+                hint=MUST_BE_WRITABLE,
             ) from error
 
     @contextmanager
@@ -107,7 +113,8 @@ class Project:
         So the lock is free only when the machine is gone too, also after a SIGKILL of the session.
         Raises ProjectError that names the process that holds it.
         """
-        fd = self._open(LOCK, os.O_RDWR | os.O_CREAT)
+        with self._writing(LOCK):
+            fd = self._open(LOCK, os.O_RDWR | os.O_CREAT)
         try:
             if not _try_lock(fd):
                 holder = _read_pid(fd)
@@ -117,9 +124,14 @@ class Project:
                         hint="run a command in it with `airlock exec`",
                     )
                 if not _lock_soon(fd):
+                    holder = _read_pid(fd)
+                    if holder is not None and _alive(holder):
+                        raise ProjectError(f"the sandbox of {self.root} was started by pid {holder} just now")
                     raise ProjectError(f"the sandbox of {self.root} is held by a machine that does not end")
             os.ftruncate(fd, 0)
-            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+            # Where there is no room even for this, the sandbox can still be removed; who holds it is then not known.
+            with suppress(OSError):
+                os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
             yield fd
             os.ftruncate(fd, 0)
         finally:
@@ -142,10 +154,11 @@ class Project:
     def write_state(self, state: State) -> None:
         """Remember the start, atomically."""
         temporary = f"{STATE}.new"
-        fd = self._open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        with open(fd, "w", encoding="utf-8") as file:
-            json.dump(asdict(state), file)
-        os.rename(self.directory / temporary, self.directory / STATE)
+        with self._writing(STATE):
+            fd = self._open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            with open(fd, "w", encoding="utf-8") as file:
+                json.dump(asdict(state), file)
+            os.rename(self.directory / temporary, self.directory / STATE)
 
     def read_state(self) -> State | None:
         """What the last start wrote, or None where there is nothing of use."""
@@ -188,9 +201,10 @@ class Project:
         try:
             present = os.lstat(path)
         except FileNotFoundError:
-            fd = self._open(NEW_DISK, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-            os.ftruncate(fd, size)
-            os.close(fd)
+            with self._writing(NEW_DISK):
+                fd = self._open(NEW_DISK, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+                os.ftruncate(fd, size)
+                os.close(fd)
             return self.directory / NEW_DISK, True
         if not stat.S_ISREG(present.st_mode):
             raise ProjectError(f"{path} is not a file", hint="remove it, or use `airlock rm`")
@@ -201,9 +215,10 @@ class Project:
                 hint="keep a copy of it if it matters, then start afresh with `airlock rm`",
             )
         if present.st_size < size:
-            fd = self._open(DISK, os.O_RDWR)
-            os.ftruncate(fd, size)
-            os.close(fd)
+            with self._writing(DISK):
+                fd = self._open(DISK, os.O_RDWR)
+                os.ftruncate(fd, size)
+                os.close(fd)
         return path, False
 
     def keep_disk(self) -> None:
@@ -231,6 +246,18 @@ class Project:
     def open_log(self, name: str) -> int:
         """The file `name` beside the disk, emptied, to write to."""
         return self._open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[None]:
+        """What cannot be written, as an error that says where and what to do."""
+        try:
+            yield
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            raise ProjectError(
+                f"{self.directory / name} cannot be written: {error.strerror}",
+                hint="make room on the disk that it is on" if full else MUST_BE_WRITABLE,
+            ) from error
 
     def _open(self, name: str, flags: int) -> int:
         directory = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

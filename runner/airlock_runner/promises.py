@@ -8,7 +8,7 @@ from __future__ import annotations
 import zlib
 from typing import TYPE_CHECKING, Any
 
-from airlock_runner.text import printable
+from airlock_runner.text import one_line
 from airlock_store.image import encode_promises
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def broken(image: Image, ready: Mapping[str, Any]) -> str | None:
     if not isinstance(report, dict):
         return "airlockd did not compare its options with those that the image promises"
     if report.get("problem") is not None:
-        return f"its options could not be compared: {printable(str(report['problem']), 200)}"
+        return f"its options could not be compared: {one_line(str(report['problem']), 200)}"
     if report.get("promises") != zlib.crc32(encode_promises(image.kernel_options)):
         return "its options were compared with other promises than those of the image"
     count, first = report.get("lost"), report.get("first")
@@ -45,6 +45,6 @@ def broken(image: Image, ready: Mapping[str, Any]) -> str | None:
 def _line(lost: object) -> str:
     match lost:
         case [option, wanted, found]:
-            option, wanted, found = (printable(str(each), 100) for each in (option, wanted, found))
+            option, wanted, found = (one_line(str(each), 100) for each in (option, wanted, found))
             return f"  CONFIG_{option} should be {wanted} and is {found}"
-    return f"  {printable(str(lost), 100)}"
+    return f"  {one_line(str(lost), 100)}"

@@ -6,10 +6,12 @@ import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from airlock_runner.control import integer, outcome
 from airlock_runner.project import SOCKET, Project
 from airlock_runner.sockets import bind_in
 from airlockd.protocol.frames import Header, ProtocolError
 from airlockd.protocol.link import Link
+from airlockd.protocol.mux import MAX_STREAM_ID
 
 if TYPE_CHECKING:
     import socket
@@ -51,11 +53,11 @@ class Server:
 
     def exited(self, header: Header) -> None:
         """airlockd says that a process ended; pass it on to whose it was."""
-        number: int = header.get("process", 0)
+        number = integer(header, "process", 1, MAX_STREAM_ID)
         self.commands.pop(number, None)
         client = self.processes.pop(number, None)
         if client is not None:
-            client.exited(number, header)
+            client.exited(number, outcome(header))
 
     def refuse(self) -> None:
         """Take no new commands: the sandbox is going down."""
@@ -102,13 +104,13 @@ class _Client:
         self._processes: dict[int, int] = {}
         self.link = Link(server.loop, connection.detach(), self._on_message, self._on_close)
 
-    def exited(self, number: int, header: Header) -> None:
+    def exited(self, number: int, how: dict[str, int]) -> None:
         """Tell the client, under its own number."""
         for theirs, ours in list(self._processes.items()):
             if ours == number:
                 del self._processes[theirs]
                 if not self.link.closed:
-                    self.link.mux.send({**header, "process": theirs})
+                    self.link.mux.send({"t": "event", "name": "exit", "process": theirs, **how})
 
     def _on_message(self, message: Message) -> None:
         header = message.header

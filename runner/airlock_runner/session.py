@@ -21,7 +21,7 @@ from airlock_runner.defaults import CommandDefaults, working_directory
 from airlock_runner.machine import accel
 from airlock_runner.machine.qemu import find_qemu
 from airlock_runner.mounts import settle
-from airlock_runner.project import Project, State, now
+from airlock_runner.project import DISK, Project, State, now
 from airlock_runner.server import Server
 from airlock_runner.shape import machine_spec
 from airlock_runner.starter import Starter
@@ -34,8 +34,9 @@ from airlock_runner.stdio import (
     ensure_stdio,
     spawn_error_code,
 )
-from airlock_runner.text import last_lines, panic_reason, printable
+from airlock_runner.text import last_lines, one_line, panic_reason
 from airlock_runner.timeline import mark
+from airlock_runner.watch import DiskTrouble, Pulse
 from airlock_store.errors import AirlockError, ConfigError, MachineError
 from airlock_store.sizes import format_size
 from airlockd.protocol.loop import Loop
@@ -54,7 +55,6 @@ if TYPE_CHECKING:
 LEVELS = ("debug", "info", "warning", "error")
 CONFIGURE_SECONDS = 180.0
 SHUTDOWN_SECONDS = 30.0
-PING_SECONDS = 5.0
 HANG_SECONDS = float(os.environ.get("AIRLOCK_HANG_SECONDS", "60"))
 """Without a word from airlockd for so long, the guest counts as hung."""
 INSISTENT = 3
@@ -142,7 +142,8 @@ class _Session:
         self._result: int | AirlockError | None = None
         self._ending = False
         self._insisted = 0
-        self._heard, self._silent_since = 0, time.monotonic()
+        self._pulse: Pulse | None = None
+        self._trouble: DiskTrouble | None = None
         qemu = find_qemu(request.image.arch)
         disk, self._new_disk = self._project.ensure_disk(request.config.disk.size)
         for warning in mounts.warnings:
@@ -174,6 +175,8 @@ class _Session:
         self._terminal.restore()
         if self._server is not None:
             self._server.close()
+        if self._trouble is not None:
+            self._trouble.close()
         self._starter.stop()
         self._signals.close()
         self._loop.close()
@@ -183,7 +186,7 @@ class _Session:
     def on_ready(self, header: Header) -> None:
         """airlockd serves: tell it what this project is."""
         mark("ready")
-        self.note(1, f"airlockd is ready on Linux {printable(str(header.get('kernel')), 80)}")
+        self.note(1, f"airlockd is ready on Linux {one_line(str(header.get('kernel')), 80)}")
         broken = promises.broken(self._request.image, header)
         if broken is not None:
             broken = f"the kernel of image {self._request.image.name} is not as promised: {broken}"
@@ -192,6 +195,9 @@ class _Session:
                 self._fail(MachineError(broken, hint=hint))
                 return
             self.note(0, broken)
+        machine = self._starter.machine
+        if machine is not None and machine.monitor is not None:
+            self._trouble = DiskTrouble(self._loop, machine.monitor, self._on_disk_trouble)
         self._deadline = self._loop.call_later(CONFIGURE_SECONDS, self._stuck)
         arguments = {
             "time": time.time_ns(),
@@ -218,7 +224,8 @@ class _Session:
         )
         defaults = CommandDefaults.of(image, self._request.config)
         self._server = Server(self._loop, self._project, self._control, defaults, on_stop=self._stop)
-        self._watch_over()
+        self._pulse = Pulse(self._loop, self._control, HANG_SECONDS, self._stuck, self.note)
+        self._pulse.start()
         if not self._daemons:
             self._run_command(defaults)
             return
@@ -230,7 +237,7 @@ class _Session:
         )
 
     def _on_daemon_trouble(self, header: Header) -> None:
-        self._end(MachineError(printable(str(header.get("message")), 500)))
+        self._end(MachineError(one_line(str(header.get("message")), 500)))
 
     def _run_command(self, defaults: CommandDefaults) -> None:
         if self._ending:
@@ -255,7 +262,7 @@ class _Session:
         self._command = RemoteCommand(self._control, self._terminal, call, self._end, refused)
 
     def _on_refused(self, header: Header) -> None:
-        message = printable(str(header.get("message")), 500)
+        message = one_line(str(header.get("message")), 500)
         self._fail(MachineError(f"the sandbox could not be set up: {message}", hint=_disk_hint(message)))
 
     # ---- while it runs
@@ -275,7 +282,7 @@ class _Session:
             if text is not None:
                 self.note(0, text)
         elif name == "oom":
-            victim = printable(str(header.get("text")), 100)
+            victim = one_line(str(header.get("text")), 100)
             memory = format_size(self._starter.spec.memory)
             self.note(0, f"the sandbox ran out of memory ({memory}) and its kernel killed process {victim}; "
                          "raise [vm] memory")  # fmt: skip
@@ -301,17 +308,13 @@ class _Session:
             self._result = 128 + number
             self._loop.stop()
 
-    def _watch_over(self) -> None:
-        """Ask airlockd for a sign of life now and then; anything that it sends counts as one."""
-        if self._ending:
+    def _on_disk_trouble(self, node: str, reason: str, full: bool) -> None:
+        if node != "disk":
+            self.note(0, f"the host cannot read the sandbox's image: {reason}; the sandbox sees I/O errors")
             return
-        if self._control.heard != self._heard:
-            self._heard, self._silent_since = self._control.heard, time.monotonic()
-        elif time.monotonic() - self._silent_since > HANG_SECONDS:
-            self._stuck()
-            return
-        self._control.call("ping", {}, _ignore, _ignore)
-        self._loop.call_later(min(PING_SECONDS, HANG_SECONDS / 4), self._watch_over)
+        what = f"the host cannot write the sandbox's disk ({self._project.directory / DISK}): {reason}"
+        advice = "; make room on the host and start the sandbox again" if full else ""
+        self.note(0, f"{what}; the sandbox sees I/O errors{advice}")
 
     # ---- the way down
 
@@ -322,6 +325,8 @@ class _Session:
         mark("command ended")
         self._ending = True
         self._insisted = 0
+        if self._pulse is not None:
+            self._pulse.close()
         self._result = result
         self._terminal.restore()
         if self._server is not None:
@@ -353,7 +358,7 @@ class _Session:
             # Its result is there; what was lost is only the tidy end.
             self._loop.stop()
         elif reason:
-            self._fail(self._death(f"the sandbox was stopped: {printable(reason, 300)}"))
+            self._fail(self._death(f"the sandbox was stopped: {one_line(reason, 300)}"))
         else:
             self._fail(self._death(self._how_it_died()))
 
@@ -369,9 +374,7 @@ class _Session:
         reason = panic_reason(machine.tail)
         if reason is not None:
             return f"the sandbox's kernel panicked: {reason}"
-        return f"the sandbox's machine ended (status {status})" + (
-            f": {printable(said, 300)}" if said else ""
-        )
+        return f"the sandbox's machine ended (status {status})" + (f": {one_line(said, 300)}" if said else "")
 
     def _death(self, what: str) -> MachineError:
         machine = self._starter.machine
@@ -403,7 +406,7 @@ class _Session:
         """airlockd's own messages, from the level on that was asked for."""
         level = header.get("level")
         if level in LEVELS and LEVELS.index(level) >= LEVELS.index(self._request.log_level):
-            self.note(0, f"airlockd: {printable(str(header.get('text')), 300)}")
+            self.note(0, f"airlockd: {one_line(str(header.get('text')), 300)}")
 
     def _say_once(self, qemu: Path, reason: str) -> None:
         if accel.recall(qemu) is None:

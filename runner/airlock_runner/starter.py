@@ -74,7 +74,9 @@ class Starter:
         return self._current.control
 
     def _boot(self) -> None:
-        self._current = booter = Booter(self.loop, self.spec, self._plan, self._keep, self._owner)
+        self._current = booter = Booter(
+            self.loop, self.spec, self._plan, self._keep, self._owner, monitored=True
+        )  # fmt: skip
         booter.start()
 
     def _make(self) -> None:

@@ -13,6 +13,7 @@ import termios
 import tty
 from typing import TYPE_CHECKING, Any
 
+from airlock_runner.control import outcome
 from airlockd.protocol.pumps import Sink, Source
 
 if TYPE_CHECKING:
@@ -124,8 +125,8 @@ class RemoteCommand:
 
     def exited(self, header: Header) -> None:
         """The other end says how it ended."""
-        code, number = header.get("code"), header.get("signal")
-        self._code = int(code) if isinstance(code, int) else 128 + int(number or 0)
+        how = outcome(header)
+        self._code = how["code"] if "code" in how else 128 + how["signal"]
         self._maybe_finish()
 
     def close(self) -> None:
@@ -178,10 +179,10 @@ def spawn_error_code(header: Header) -> int:
 
 def complain(argv: Sequence[str], header: Header) -> None:
     """Tell the user why a command did not start."""
-    from airlock_runner.text import printable
+    from airlock_runner.text import one_line
 
-    message = printable(str(header.get("message", "it could not be started")), 300)
-    name = printable(argv[0], 200) if argv else "login shell"
+    message = one_line(str(header.get("message", "it could not be started")), 300)
+    name = one_line(argv[0], 200) if argv else "login shell"
     sys.stderr.write(f"airlock: {name}: {message}\n")
 
 

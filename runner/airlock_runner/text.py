@@ -16,6 +16,11 @@ def printable(text: str, limit: int = 2000) -> str:
     )
 
 
+def one_line(text: str, limit: int = 500) -> str:
+    """`text` as it can stand in a line of ours, without a line break that would make another one of it."""
+    return printable(" ".join(text[: 4 * limit].split()), limit)
+
+
 def panic_reason(console: str) -> str | None:
     """Why the guest's kernel panicked, by its console, safe to print; None where it did not."""
     match = re.search(r"Kernel panic - not syncing: (.*)", console)

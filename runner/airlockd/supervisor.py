@@ -102,7 +102,12 @@ class Supervisor:
             self._link.mux.send({"t": "reply", "id": number, **answer})
 
     def _call_ping(self, _header: dict[str, Any], _payload: bytes) -> dict[str, Any]:
-        return {"uptime": _uptime()}
+        return {"uptime": _uptime(), "time": time.time_ns()}
+
+    def _call_clock(self, header: dict[str, Any], _payload: bytes) -> dict[str, Any]:
+        """The host found that the clock is off: after the host slept, or because somebody here has set it."""
+        time.clock_settime_ns(time.CLOCK_REALTIME, time.time_ns() + int(header["step"]))
+        return {}
 
     def _call_configure(self, header: dict[str, Any], payload: bytes) -> dict[str, Any]:
         entropy.reseed(payload)

@@ -48,7 +48,13 @@ def argv(**changes: object) -> list[str]:
         ({}, ("-device", "virtserialport,bus=serial.0,nr=1,chardev=control,name=airlock.control")),
         ({}, ("-device", "virtserialport,bus=serial.0,nr=2,chardev=network,name=airlock.network")),
         ({}, ("-blockdev", "driver=file,node-name=image,filename=/store/i/rootfs.ext4,read-only=on")),
-        ({}, ("-device", "virtio-blk-pci,drive=disk,serial=airlock-disk,disable-legacy=on")),
+        (
+            {},
+            (
+                "-device",
+                "virtio-blk-pci,drive=disk,serial=airlock-disk,werror=report,rerror=report,disable-legacy=on",
+            ),
+        ),
         ({"accelerator": "kvm"}, ("-accel", "kvm")),
         ({"accelerator": "kvm"}, ("-cpu", "host")),
         ({"accelerator": "hvf", "arch": "aarch64"}, ("-machine", "virt,gic-version=max,usb=off")),

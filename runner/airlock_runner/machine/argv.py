@@ -148,7 +148,11 @@ def _disk(name: str, path: Path, *, read_only: bool) -> Sequence[str]:
     access = "read-only=on" if read_only else "read-only=off,discard=unmap,detect-zeroes=unmap"
     return (
         *("-blockdev", f"driver=file,node-name={name},filename={_escape(path)},{access}"),
-        *("-device", f"virtio-blk-pci,drive={name},serial=airlock-{name},disable-legacy=on"),
+        # By default a full host disk would pause the machine, without a word to anybody.
+        *(
+            "-device",
+            f"virtio-blk-pci,drive={name},serial=airlock-{name},werror=report,rerror=report,disable-legacy=on",
+        ),
     )
 
 

@@ -40,7 +40,11 @@ def encode(header: Header, payload: bytes | memoryview = b"") -> list[bytes | me
 
     Raises ProtocolError where the frame would be refused by the other end.
     """
-    text = _encode_json(header).encode("utf-8", "surrogateescape")
+    try:
+        text = _encode_json(header).encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        # Half of a pair, which JSON can express and no text has.
+        raise ProtocolError(f"frame has a text that is none: {error.reason}") from None
     if len(text) > MAX_HEADER or len(payload) > MAX_PAYLOAD:
         raise ProtocolError(f"frame too large: header of {len(text)} bytes, payload of {len(payload)} bytes")
     head = PREFIX.pack(len(text), len(payload)) + text

@@ -85,7 +85,7 @@ class Mux:
         self._decoder = Decoder()
         self._streams: dict[int, _Stream] = {}
         # Streams that this end reset: frames for them may still be on their way and are dropped in silence.
-        self._forgotten: deque[int] = deque(maxlen=MAX_STREAMS)
+        self._forgotten: dict[int, None] = {}
         self._output: deque[bytes | memoryview] = deque()
         self.output_size = 0
 
@@ -167,7 +167,7 @@ class Mux:
     def reset(self, stream: int) -> None:
         """Drop a stream both ways; harmless when it is closed."""
         if self._streams.pop(stream, None) is not None:
-            self._forgotten.append(stream)
+            self._forget(stream)
             self.send({"t": "reset", "s": stream})
 
     # ---- input
@@ -194,7 +194,7 @@ class Mux:
         number = header.get("s")
         state = self._streams.get(number) if isinstance(number, int) else None
         if state is None:
-            if number in self._forgotten:
+            if isinstance(number, int) and number in self._forgotten:
                 return None
             raise ProtocolError(f"{kind} for unknown stream {number!r:.40}")
         event: Event | None = handler(number, state, header, payload)
@@ -232,4 +232,10 @@ class Mux:
         if state.sent_end and state.received_end:
             del self._streams[stream]
             # Credit for what was still in flight may arrive after the end.
-            self._forgotten.append(stream)
+            self._forget(stream)
+
+    def _forget(self, stream: int) -> None:
+        self._forgotten.pop(stream, None)
+        self._forgotten[stream] = None
+        if len(self._forgotten) > MAX_STREAMS:
+            del self._forgotten[next(iter(self._forgotten))]
