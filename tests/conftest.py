@@ -50,6 +50,12 @@ class Airlock(Protocol):
     ) -> subprocess.CompletedProcess[bytes]: ...
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _state_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What airlock remembers of projects whose sandboxes were killed is of no use to anybody after the tests."""
+    os.environ["XDG_STATE_HOME"] = os.fspath(tmp_path_factory.mktemp("state"))
+
+
 @pytest.fixture(scope="session")
 def need() -> Callable[[str], Path]:
     """Finds a program; a test whose program is missing fails with the package that has it."""

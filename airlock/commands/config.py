@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from airlock.cli import group
-from airlock.output import say, say_json
+from airlock.output import note, say, say_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @group("config", examples=["airlock config show", "airlock config schema > airlock.schema.json"])
 def config() -> None:
-    """Show the configuration of this project, or the schema of config files."""
+    """Show or approve the configuration of this project, or print the schema of config files."""
 
 
 @config.command("show", examples=["airlock config show", "airlock config show --json"])
@@ -45,6 +45,24 @@ def show(as_json: bool) -> None:
         say_json(_as_json(layers, found))
     else:
         say("\n".join([*_heading(layers), *_as_toml(found)]))
+
+
+@config.command("approve", examples=["airlock config approve"])
+def approve() -> None:
+    """Agree to what a sandbox may have changed in this project's config files while it ran, and show it.
+
+    A start asks for this on a terminal, and refuses without one.
+    """
+    from airlock_runner import approval
+
+    root = Path.cwd()
+    now = approval.snapshot(root)
+    lines = approval.changes(root, now)
+    approval.approve(root, now)
+    if not lines:
+        note("There is nothing to approve: no sandbox has changed the config here.")
+        return
+    say("\n".join(["Approved:", *(f"    {line}" for line in lines)]))
 
 
 @config.command("schema", examples=["airlock config schema > airlock.schema.json"])

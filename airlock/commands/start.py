@@ -73,6 +73,7 @@ def start(
     own command runs, usually a shell.
     """
     from airlock import images
+    from airlock_runner import approval
     from airlock_runner.config import configured_image, load_config
     from airlock_runner.project import Project
     from airlock_runner.session import StartRequest
@@ -84,6 +85,7 @@ def start(
         )
     root = Path.cwd()
     _require_config(root)
+    agreed = approval.require(root)
     configured = configured_image(root)
     project = Project(root)
     project.prepare()
@@ -101,6 +103,7 @@ def start(
         verbosity=verbose,
         log_level=log_level,
         states=None if cold else _states(image),
+        agreed=agreed,
     )
     if detach:
         from airlock.failure import explain

@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from airlock_runner import daemons, promises, timeline
+from airlock_runner import approval, daemons, promises, timeline
 from airlock_runner.config import fingerprint
 from airlock_runner.defaults import CommandDefaults, working_directory
 from airlock_runner.machine import accel
@@ -68,7 +68,8 @@ class StartRequest:
     With `on_up` there is no command: it is called when commands can be attached, and the sandbox runs until it is
     stopped. `login`: by the user's login shell. `cwd`: the command's directory in the sandbox, None for ours if it is
     shared.
-    `states` is where saved machine states are kept, or None for a cold boot.
+    `states` is where saved machine states are kept, or None for a cold boot. `agreed` is what the config said when
+    `config` was made of it, by `approval.require`.
     """
 
     project: Project
@@ -83,6 +84,7 @@ class StartRequest:
     log_level: str = "warning"
     states: States | None = None
     on_up: Callable[[], None] | None = None
+    agreed: approval.Settings | None = None
 
 
 def start(request: StartRequest) -> int:
@@ -99,16 +101,36 @@ def start(request: StartRequest) -> int:
         mounts = settle(request.config, project.root)
         session = _Session(request, mounts, daemons.asked(request.config.daemons, project.root), lock)
         before = fingerprint(project.root)
+        approval.begin(project.root, _agreed(request))
         try:
             return session.run()
         finally:
             session.close()
-            after = fingerprint(project.root)
-            for name in sorted({name for name, _ in before.items() ^ after.items()}):
-                # It decides what of the host the next sandbox gets to see, and this one could write to it.
-                session.note(0, f"{name} was changed while the sandbox ran: look at it before the next start")
+            _look_at_config(session, project.root, before)
             mark("end")
             timeline.write()
+
+
+def _agreed(request: StartRequest) -> approval.Settings:
+    """What the user agreed to, unless it is another by now."""
+    now = approval.snapshot(request.project.root)
+    if request.agreed is not None and request.agreed != now:
+        raise ConfigError(
+            f"the config of {request.project.root} was changed while the sandbox was to start",
+            hint="start again",
+        )
+    return now
+
+
+def _look_at_config(session: _Session, root: Path, before: dict[str, tuple[int, ...]]) -> None:
+    """It decides what of the host the next sandbox gets to see, and this one could write to it."""
+    after = fingerprint(root)
+    touched = sorted({name for name, _ in before.items() ^ after.items()})
+    # What the config boots may have changed too, though no config file did.
+    if not approval.end(root):
+        return
+    for name in touched or ["what the config names"]:
+        session.note(0, f"{name} was changed while the sandbox ran: the next start asks whether to use it")
 
 
 def settle_disk_size(request: StartRequest) -> None:

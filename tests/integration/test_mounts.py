@@ -156,7 +156,7 @@ def test_a_config_that_a_sandbox_wrote_is_named_at_the_end(airlock: Airlock, pro
     assert done.returncode == 0
     said = [line for line in done.stderr.decode().splitlines() if "was changed" in line]
     assert said == [
-        f"airlock: {name} was changed while the sandbox ran: look at it before the next start"
+        f"airlock: {name} was changed while the sandbox ran: the next start asks whether to use it"
         for name in ("airlock.local.toml", "airlock.toml")
     ]
     (project / "airlock.local.toml").unlink()
