@@ -31,6 +31,11 @@ def show(as_json: bool) -> None:
         say_json({**asdict(status), "status": state})
         return
     running = "stopped" if status.running_pid is None else f"running (pid {status.running_pid})"
+    warnings = []
+    if status.sockets:
+        from airlock_runner.net.settle import POWER
+
+        warnings = [("warning", f"{status.sockets}: {POWER}")]
     say_table(
         [
             ("path", str(status.path)),
@@ -40,5 +45,6 @@ def show(as_json: bool) -> None:
             ("memory", format_size(status.memory)),
             ("disk", f"{format_size(status.disk_used)} of {format_size(status.disk_size)}"),
             ("last run", status.last_run or "never"),
+            *warnings,
         ]
     )

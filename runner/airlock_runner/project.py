@@ -16,6 +16,7 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,10 @@ class ProjectError(AirlockError):
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What the last start was: image, shape (memory and disk size in bytes) and when, as ISO 8601 in UTC."""
+    """What the last start was: image, shape (memory and disk size in bytes) and when, as ISO 8601 in UTC.
+
+    `sockets`: forwarded ones that amount to the host itself, in words.
+    """
 
     image_name: str = ""
     image_path: str = ""
@@ -49,6 +53,7 @@ class State:
     memory: int = 0
     disk_size: int = 0
     last_run: str = ""
+    sockets: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +69,7 @@ class SandboxStatus:
     disk_used: int
     disk_size: int
     last_run: str
+    sockets: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +189,7 @@ class Project:
             path=self.root, running_pid=self.running_pid(), image_name=state.image_name,
             image_path=state.image_path, cpus=state.cpus, memory=state.memory,
             disk_used=used, disk_size=size, last_run=state.last_run,
+            sockets=state.sockets,
         )  # fmt: skip
 
     def remove(self) -> None:
@@ -258,6 +265,26 @@ class Project:
                 f"{self.directory / name} cannot be written: {error.strerror}",
                 hint="make room on the disk that it is on" if full else MUST_BE_WRITABLE,
             ) from error
+
+    def open_journal(self, name: str) -> int:
+        """The file `name` beside the disk, to append to."""
+        return self._open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def open_reading(self, name: str) -> int:
+        """The file `name` beside the disk, to read. Raises FileNotFoundError where there is none."""
+        return self._open(name, os.O_RDONLY)
+
+    def rotate(self, *names: str) -> None:
+        """Give each of these files the next one's name; the last is lost. Those that are not there are left out."""
+        directory = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            for younger, older in reversed(list(pairwise(names))):
+                try:
+                    os.rename(younger, older, src_dir_fd=directory, dst_dir_fd=directory)
+                except FileNotFoundError:
+                    continue
+        finally:
+            os.close(directory)
 
     def _open(self, name: str, flags: int) -> int:
         directory = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

@@ -36,9 +36,10 @@ class Server:
         defaults: CommandDefaults,
         *,
         on_stop: Callable[[], None],
+        on_net: Callable[[Header], Header],
     ) -> None:
-        """`on_stop` is called when a client asks that the sandbox be stopped."""
-        self.on_stop = on_stop
+        """`on_stop` is called when a client asks that the sandbox be stopped, `on_net` for what `airlock net` asks."""
+        self.on_stop, self.on_net = on_stop, on_net
         self.commands: dict[int, Attached] = {}
         self.loop, self.control, self.defaults = loop, control, defaults
         self.processes: dict[int, _Client] = {}
@@ -115,7 +116,7 @@ class _Client:
     def _on_message(self, message: Message) -> None:
         header = message.header
         number, op = header.get("id"), header.get("op")
-        if header["t"] != "call" or op not in ("spawn", "signal", "resize", "list", "stop"):
+        if header["t"] != "call" or op not in ("spawn", "signal", "resize", "list", "stop", "net"):
             self.link.close("protocol error: unexpected message")
             return
 
@@ -126,6 +127,12 @@ class _Client:
         if op == "stop":
             # The end of the connection is the answer.
             self._server.on_stop()
+            return
+        if op == "net":
+            try:
+                answer(self._server.on_net(header))
+            except ValueError as error:
+                answer({"t": "error", "message": str(error)})
             return
         if op == "list":
             self._server.control.call("list", {}, lambda reply: answer(self._with_commands(reply)), answer)

@@ -20,7 +20,9 @@ from airlock_runner.config import fingerprint
 from airlock_runner.defaults import CommandDefaults, working_directory
 from airlock_runner.machine import accel
 from airlock_runner.machine.qemu import find_qemu
-from airlock_runner.mounts import settle
+from airlock_runner.mounts import settle, writable_by_sandbox
+from airlock_runner.net.network import Network
+from airlock_runner.net.settle import POWER
 from airlock_runner.project import DISK, Project, State, now
 from airlock_runner.server import Server
 from airlock_runner.shape import machine_spec
@@ -99,7 +101,9 @@ def start(request: StartRequest) -> int:
     with project.lock() as lock:
         settle_disk_size(request)
         mounts = settle(request.config, project.root)
-        session = _Session(request, mounts, daemons.asked(request.config.daemons, project.root), lock)
+        asked = daemons.asked(request.config.daemons, project.root)
+        network = Network(request.config.network, project, writable_by_sandbox(request.config, project.root))
+        session = _Session(request, mounts, asked, network, lock)
         before = fingerprint(project.root)
         approval.begin(project.root, _agreed(request))
         try:
@@ -153,7 +157,9 @@ def settle_disk_size(request: StartRequest) -> None:
 class _Session:
     """One start. Methods follow a start in order; `_end` is where every way out meets."""
 
-    def __init__(self, request: StartRequest, mounts: Mounts, asked: list[dict[str, Any]], lock: int) -> None:
+    def __init__(
+        self, request: StartRequest, mounts: Mounts, asked: list[dict[str, Any]], network: Network, lock: int
+    ) -> None:
         self._request = request
         self._project = request.project
         self._loop = Loop()
@@ -168,9 +174,9 @@ class _Session:
         self._trouble: DiskTrouble | None = None
         qemu = find_qemu(request.image.arch)
         disk, self._new_disk = self._project.ensure_disk(request.config.disk.size)
-        for warning in mounts.warnings:
+        for warning in (*mounts.warnings, *network.warnings):
             self.note(0, warning)
-        self._mounts = mounts
+        self._mounts, self._network = mounts, network
         self._daemons = asked
         spec = machine_spec(
             request.image, request.config, root=self._project.root, qemu=qemu, disk=disk, shares=mounts.shares
@@ -199,6 +205,7 @@ class _Session:
             self._server.close()
         if self._trouble is not None:
             self._trouble.close()
+        self._network.close()
         self._starter.stop()
         self._signals.close()
         self._loop.close()
@@ -240,14 +247,40 @@ class _Session:
         spec = self._starter.spec
         if self._new_disk:
             self._project.keep_disk()
-        image = self._request.image
+        image, size, powerful = self._request.image, self._request.config.disk.size, self._network.powerful
+        last = self._project.read_state()
+        if powerful and (last is None or last.sockets != powerful):
+            self.note(0, f"{powerful}: {POWER}")
         self._project.write_state(
-            State(image.name, str(image.path), spec.cpus, spec.memory, self._request.config.disk.size, now())
+            State(image.name, str(image.path), spec.cpus, spec.memory, size, now(), powerful)
         )
         defaults = CommandDefaults.of(image, self._request.config)
-        self._server = Server(self._loop, self._project, self._control, defaults, on_stop=self._stop)
+        self._server = Server(
+            self._loop,
+            self._project,
+            self._control,
+            defaults,
+            on_stop=self._stop,
+            on_net=self._network.command,
+        )
         self._pulse = Pulse(self._loop, self._control, HANG_SECONDS, self._stuck, self.note)
         self._pulse.start()
+        machine = self._starter.machine
+        assert machine is not None
+        self._network.begin(self._loop, machine.take_network(), lambda text: self.note(0, text))
+        listen = self._network.listen_call()
+        if listen is None:
+            self._start_daemons(defaults)
+            return
+        self._control.call(
+            "listen", listen, lambda _header: self._start_daemons(defaults), self._on_listen_trouble
+        )
+
+    def _on_listen_trouble(self, header: Header) -> None:
+        what = one_line(str(header.get("message")), 500)
+        self._end(MachineError(f"the sandbox cannot listen for [network]: {what}"))
+
+    def _start_daemons(self, defaults: CommandDefaults) -> None:
         if not self._daemons:
             self._run_command(defaults)
             return

@@ -92,6 +92,11 @@ class Machine:
         said = self._process.stderr.read(4096).decode("utf-8", "replace").strip()
         return self._process.wait(), said
 
+    def take_network(self) -> int:
+        """Our end of its network port, from now on the caller's to close."""
+        taken, self.network = self.network, -1
+        return taken
+
     def close(self) -> None:
         """Kill it if need be and release everything but `control`, which its link closes."""
         if self._process.poll() is None:
@@ -99,7 +104,8 @@ class Machine:
         if self._process.stderr is not None:
             self._process.stderr.close()
         os.close(self.console)
-        os.close(self.network)
+        if self.network >= 0:
+            os.close(self.network)
         if self.monitor is not None:
             self.monitor.close()
 

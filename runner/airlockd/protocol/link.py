@@ -77,9 +77,14 @@ class Link:
 
     def flush(self) -> None:
         """Write what is queued, as far as the descriptor takes it now."""
+        mux = self.mux
+        if mux.gone:
+            for stream in mux.gone:
+                if not mux.is_open(stream):
+                    self._handlers.pop(stream, None)
+            mux.gone.clear()
         if self.closed or self._waiting:
             return
-        mux = self.mux
         try:
             while mux.output_size:
                 buffers = mux.buffers()
@@ -150,5 +155,3 @@ class Link:
             handler.on_end()
         else:
             handler.on_reset()
-        if not self.mux.is_open(event.stream):
-            self._handlers.pop(event.stream, None)

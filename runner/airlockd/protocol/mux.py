@@ -86,6 +86,8 @@ class Mux:
         self._streams: dict[int, _Stream] = {}
         # Streams that this end reset: frames for them may still be on their way and are dropped in silence.
         self._forgotten: dict[int, None] = {}
+        self.gone: list[int] = []
+        """Streams that are closed both ways since somebody looked and emptied the list."""
         self._output: deque[bytes | memoryview] = deque()
         self.output_size = 0
 
@@ -226,6 +228,7 @@ class Mux:
 
     def _on_reset(self, stream: int, _state: _Stream, _header: Header, _payload: bytes) -> Event:
         del self._streams[stream]
+        self.gone.append(stream)
         return Reset(stream)
 
     def _forget_if_done(self, stream: int, state: _Stream) -> None:
@@ -235,6 +238,7 @@ class Mux:
             self._forget(stream)
 
     def _forget(self, stream: int) -> None:
+        self.gone.append(stream)
         self._forgotten.pop(stream, None)
         self._forgotten[stream] = None
         if len(self._forgotten) > MAX_STREAMS:

@@ -1,0 +1,161 @@
+"""Names to addresses, in a few threads beside the loop: what `getaddrinfo` says, each name asked for once.
+
+A name is looked up exactly as it is: search domains of the host never make another of it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import queue
+import socket
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+from airlock_runner.net.addresses import parse_address
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from airlock_runner.net.addresses import Address
+    from airlockd.protocol.loop import Loop
+
+MAX_THREADS = 32
+MAX_ADDRESSES = 16
+"""Of one name, in the order in which they are to be tried."""
+CACHE_SECONDS = 60.0
+MAX_CACHED = 1024
+HOSTS_FILE = "/etc/hosts"
+
+Addresses = tuple["Address", ...]
+
+
+class Ticket:
+    """A lookup that somebody waits for; `cancel` makes it nobody's."""
+
+    __slots__ = ("name", "then")
+
+    def __init__(self, name: str, then: Callable[[Addresses], None]) -> None:
+        self.name = name
+        self.then: Callable[[Addresses], None] | None = then
+
+    def cancel(self) -> None:
+        """Nobody waits any more."""
+        self.then = None
+
+
+class Resolver:
+    """Asks for names in threads that are made as needed; answers come from the loop. `look_up` does one name."""
+
+    def __init__(self, loop: Loop, look_up: Callable[[str], Addresses] | None = None) -> None:
+        self._loop, self._look_up = loop, look_up or look_up_name
+        self._waiting: queue.SimpleQueue[Ticket] = queue.SimpleQueue()
+        self._done: deque[tuple[Ticket, Addresses]] = deque()
+        self._threads = 0
+        self._busy = 0
+        self._cache: dict[str, tuple[float, Addresses]] = {}
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._read, False)
+        os.set_blocking(self._write, False)
+        loop.on_readable(self._read, self._deliver)
+
+    def resolve(self, name: str, then: Callable[[Addresses], None]) -> Ticket:
+        """Call `then` with the addresses of `name`, none where there are none; never at once."""
+        ticket = Ticket(name, then)
+        self._busy += 1
+        self._waiting.put(ticket)
+        if self._threads < min(self._busy, MAX_THREADS):
+            self._threads += 1
+            # A daemon: one that waits for a dead name server does not hold up the end of the sandbox.
+            threading.Thread(target=self._work, name="resolve", daemon=True).start()
+        return ticket
+
+    def cached(self, name: str) -> Addresses | None:
+        """What the last answer was, if it is not older than a minute."""
+        found = self._cache.get(name)
+        return found[1] if found is not None and found[0] > time.monotonic() else None
+
+    def close(self) -> None:
+        """Stop listening to the threads."""
+        self._loop.forget(self._read)
+        os.close(self._read)
+        # The other end stays open: a thread that still works on a name has its number.
+
+    def _work(self) -> None:
+        while True:
+            ticket = self._waiting.get()
+            addresses: Addresses = ()
+            if ticket.then is not None:
+                try:
+                    addresses = self._look_up(ticket.name)
+                except (OSError, UnicodeError):
+                    pass
+            self._done.append((ticket, addresses))
+            try:
+                os.write(self._write, b"x")
+            except BlockingIOError:
+                # A full pipe is word enough.
+                pass
+            except OSError:
+                return
+
+    def _deliver(self) -> None:
+        os.read(self._read, 4096)
+        while self._done:
+            ticket, addresses = self._done.popleft()
+            self._busy -= 1
+            if ticket.then is None:
+                continue
+            self._cache.pop(ticket.name, None)
+            if len(self._cache) >= MAX_CACHED:
+                del self._cache[next(iter(self._cache))]
+            self._cache[ticket.name] = (time.monotonic() + CACHE_SECONDS, addresses)
+            ticket.then(addresses)
+
+
+def look_up_name(name: str) -> Addresses:
+    """The addresses of `name` by the hosts file, or else by the system's resolver. Raises OSError for a failure."""
+    given = _in_hosts_file(name)
+    if given:
+        return given[:MAX_ADDRESSES]
+    # With its final dot a name is complete, and no search domain is appended.
+    found = socket.getaddrinfo(f"{name}.", None, type=socket.SOCK_STREAM)
+    addresses: dict[Address, None] = {}
+    for family, _, _, _, where in found:
+        if family in (socket.AF_INET, socket.AF_INET6):
+            try:
+                addresses[parse_address(str(where[0]))] = None
+            except ValueError:
+                continue
+    if not addresses:
+        raise OSError(errno.EHOSTUNREACH, f"{name} has no address")
+    return tuple(addresses)[:MAX_ADDRESSES]
+
+
+def _in_hosts_file(name: str) -> Addresses:
+    found: list[Address] = []
+    try:
+        with open(HOSTS_FILE, encoding="utf-8", errors="replace") as file:
+            for line in file:
+                address, *names = line.partition("#")[0].split() or [""]
+                if any(each.lower().removesuffix(".") == name for each in names):
+                    try:
+                        found.append(parse_address(address))
+                    except ValueError:
+                        continue
+    except OSError:
+        return ()
+    return tuple(dict.fromkeys(found))
+
+
+def is_own(address: Address) -> bool:
+    """Whether the address is one of this host's: from itself alone the kernel would send to it. Sends nothing."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((str(address), 9))
+            return parse_address(probe.getsockname()[0]) == address
+    except (OSError, ValueError):
+        return False

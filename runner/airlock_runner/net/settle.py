@@ -1,0 +1,187 @@
+"""From `[network]` to what a start needs: forwarded ports, bound, and sockets; clashes are told.
+
+The session calls `settle` before the machine starts. It imports little: most sandboxes have no `[network]` at all.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airlock_runner.config import place_of
+from airlock_store.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from airlock_runner.config.network_model import NetworkConfig
+
+LOOPBACK = "127.0.0.1"
+BACKLOG = 128
+POWERFUL = ("docker.sock", "podman.sock", "containerd.sock", "crio.sock", "libvirt-sock")
+"""Names of sockets whose servers do anything for whoever reaches them, as root or nearly."""
+POWER = "whoever reaches its server from the sandbox has this host, as root or nearly"
+
+
+@dataclass(frozen=True, slots=True)
+class ToHost:
+    """A port of the guest's localhost that leads to one of the host's. `group` asked for it."""
+
+    guest: int
+    host: int
+    group: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToGuest:
+    """A bound and listening socket of 127.0.0.1 whose connections go to a port of the guest's localhost."""
+
+    listener: socket.socket
+    host: int
+    guest: int
+    group: str
+
+
+@dataclass(frozen=True, slots=True)
+class HostSocket:
+    """A Unix socket of the host. `guarded`: the directory above it that the sandbox can write to, if any."""
+
+    name: str
+    path: Path
+    guest: str
+    guarded: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """All that a start needs of the network. `close` releases the listeners."""
+
+    config: NetworkConfig
+    to_host: Mapping[int, ToHost]
+    to_guest: tuple[ToGuest, ...]
+    sockets: Mapping[str, HostSocket]
+    warnings: tuple[str, ...]
+
+    @property
+    def powerful(self) -> str:
+        """The forwarded sockets that amount to the host itself, in words."""
+        found = [each for each in self.sockets.values() if each.path.name in POWERFUL]
+        return ", ".join(f"forwarded socket {each.name} ({each.path})" for each in found)
+
+    def listen_call(self) -> dict[str, Any] | None:
+        """The arguments of airlockd's `listen`, or None where it has nothing to do."""
+        if not self.to_host and not self.sockets and self.config.denied_names == "resolve":
+            return None
+        return {
+            "ports": sorted(self.to_host),
+            "sockets": [
+                {"name": each.name, "path": each.guest, "up": each.path.is_socket()}
+                for each in self.sockets.values()
+            ],
+            "denied_names": self.config.denied_names,
+        }
+
+    def close(self) -> None:
+        """Release the ports."""
+        for each in self.to_guest:
+            each.listener.close()
+
+
+def settle(config: NetworkConfig, root: Path, writable: Iterable[Path] = ()) -> Settled:
+    """The network of the project at `root`; `writable` are the host's directories that the sandbox can write to.
+
+    Raises ConfigError with the place of a port that is asked for twice, or that somebody else has.
+    """
+    to_host = _to_host(config, root)
+    wanted = _to_guest(config, root, to_host)
+    sockets, warnings = _sockets(config, root, tuple(writable))
+    bound: list[ToGuest] = []
+    try:
+        for host, guest, group in wanted:
+            bound.append(ToGuest(_bind(host, group, root), host, guest, group))
+    except ConfigError:
+        for each in bound:
+            each.listener.close()
+        raise
+    return Settled(config, to_host, tuple(bound), sockets, tuple(warnings))
+
+
+def _to_host(config: NetworkConfig, root: Path) -> dict[int, ToHost]:
+    found: dict[int, ToHost] = {}
+    for group, ports in config.ports.items():
+        for pair in ports.host:
+            other = found.get(pair.guest)
+            if other is not None:
+                raise _clash(f"the sandbox's port {pair.guest}", group, "host", other.group, root)
+            found[pair.guest] = ToHost(pair.guest, pair.host, group)
+    return found
+
+
+def _to_guest(config: NetworkConfig, root: Path, to_host: Mapping[int, ToHost]) -> list[tuple[int, int, str]]:
+    asked: dict[int, str] = {}
+    wanted = []
+    dialled = {each.host: each.group for each in to_host.values()}
+    for group, ports in config.ports.items():
+        for pair in ports.guest:
+            # A port that leads to the other side and back again would go round in a circle.
+            for what, other in (
+                (f"port {pair.host} of {LOOPBACK}", asked.get(pair.host) or dialled.get(pair.host)),
+                (f"the sandbox's port {pair.guest}", getattr(to_host.get(pair.guest), "group", None)),
+            ):
+                if other is not None:
+                    raise _clash(what, group, "guest", other, root)
+            asked[pair.host] = group
+            wanted.append((pair.host, pair.guest, group))
+    return wanted
+
+
+def _clash(what: str, group: str, key: str, other: str, root: Path) -> ConfigError:
+    who = f"[network.ports.{group}] asks for it a second time"
+    if other != group:
+        who = f"[network.ports.{other}] and [network.ports.{group}] both ask for it"
+    return ConfigError(f"{what} is used twice: {who}", at=place_of(root, "network", "ports", group, key))
+
+
+def _bind(port: int, group: str, root: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((LOOPBACK, port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        taken = error.errno == errno.EADDRINUSE
+        why = "is in use by another program" if taken else f"cannot be used: {error.strerror}"
+        raise ConfigError(
+            f"port {port} of {LOOPBACK}, which [network.ports.{group}] asks for, {why}",
+            hint=f'another host port is written left of the sandbox\'s: "{port + 1 if port < 65535 else 8000}:{port}"',
+            at=place_of(root, "network", "ports", group, "guest"),
+        ) from error
+    listener.setblocking(False)
+    return listener
+
+
+def _sockets(
+    config: NetworkConfig, root: Path, writable: tuple[Path, ...]
+) -> tuple[dict[str, HostSocket], list[str]]:
+    found: dict[str, HostSocket] = {}
+    warnings = []
+    places: dict[str, str] = {}
+    for name, each in config.sockets.items():
+        path = Path(os.path.normpath(os.path.expanduser(each.host.host)))
+        guest = os.path.normpath(each.host.guest)
+        if guest in places:
+            raise ConfigError(
+                f"{guest} is also the place of socket {places[guest]}",
+                at=place_of(root, "network", "sockets", name),
+            )
+        places[guest] = name
+        above = [directory for directory in writable if path.is_relative_to(directory)]
+        found[name] = HostSocket(name, path, guest, min(above, default=None))
+        if not path.is_socket():
+            warnings.append(f"socket {name}: {path} is not there; it works as soon as it is")
+    return found, warnings
