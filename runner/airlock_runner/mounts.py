@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airlock_runner.config import place_of
+from airlock_runner.files import FileMount
 from airlock_runner.machine.argv import Share
 from airlock_store.errors import ConfigError
+from airlock_store.sizes import format_size
+from airlockd.protocol.files import MAX_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,15 +26,17 @@ if TYPE_CHECKING:
 
 MAX_MOUNTS = 16
 """Each is a device of its own on the machine's bus."""
+MAX_FILES = 64
 PRIVATE = ".airlock"
 PROJECT = "project"
 
 
 @dataclass(frozen=True, slots=True)
 class Mounts:
-    """`shares` are for QEMU, `places` for airlockd's `configure`, `warnings` for the user."""
+    """`shares` are for QEMU, `files` for the session, `places` for airlockd's `configure`, `warnings` for the user."""
 
     shares: tuple[Share, ...]
+    files: tuple[FileMount, ...]
     places: tuple[dict[str, Any], ...]
     warnings: tuple[str, ...]
 
@@ -43,6 +48,7 @@ def settle(config: ProjectConfig, root: Path) -> Mounts:
     a sandbox can write to by a symlink; and of two things for one target.
     """
     shares = [Share(PROJECT, root)]
+    files: list[FileMount] = []
     places: list[dict[str, Any]] = [_share(PROJECT, os.fspath(root), read_only=False)]
     warnings: list[str] = []
     taken = {os.fspath(root): "the project"}
@@ -53,9 +59,7 @@ def settle(config: ProjectConfig, root: Path) -> Mounts:
         taken[target] = what
 
     writable = writable_by_sandbox(config, root)
-    for number, (name, mount) in enumerate(config.mounts.items()):
-        if number == MAX_MOUNTS:
-            raise ConfigError(f"more than {MAX_MOUNTS} mounts", at=place_of(root, "mounts", name))
+    for name, mount in config.mounts.items():
         source = _source(name, mount, root, writable)
         if source is None:
             if mount.missing == "warn":
@@ -63,7 +67,16 @@ def settle(config: ProjectConfig, root: Path) -> Mounts:
             continue
         target = mount.target or os.fspath(source)
         take(target, f"mount {name}", "mounts", name)
-        tag = f"mount{number}"
+        if source.is_file():
+            if len(files) == MAX_FILES:
+                raise ConfigError(f"more than {MAX_FILES} files", at=place_of(root, "mounts", name))
+            file = FileMount(len(files), name, source, target, mount.read_only)
+            files.append(file)
+            places.append(_file(file))
+            continue
+        if len(shares) > MAX_MOUNTS:
+            raise ConfigError(f"more than {MAX_MOUNTS} directories", at=place_of(root, "mounts", name))
+        tag = f"mount{len(shares) - 1}"
         shares.append(Share(tag, source, mount.read_only))
         places.append(_share(tag, target, read_only=mount.read_only))
         places += _private(source, target, root)
@@ -80,11 +93,15 @@ def settle(config: ProjectConfig, root: Path) -> Mounts:
     for name, bind in config.disk.bind.items():
         take(bind.path, f"disk.bind {name}", "disk", "bind", name)
         places.append({"kind": "bind", "target": bind.path, "directory": name})
-    return Mounts(tuple(shares), tuple(places), tuple(warnings))
+    return Mounts(tuple(shares), tuple(files), tuple(places), tuple(warnings))
 
 
 def _share(tag: str, target: str, *, read_only: bool) -> dict[str, Any]:
     return {"kind": "share", "tag": tag, "target": target, "read_only": read_only}
+
+
+def _file(file: FileMount) -> dict[str, Any]:
+    return {"kind": "file", "file": file.number, "target": file.target, "read_only": file.read_only}
 
 
 def _private(source: Path, target: str, root: Path) -> list[dict[str, Any]]:
@@ -97,7 +114,7 @@ def _private(source: Path, target: str, root: Path) -> list[dict[str, Any]]:
 
 
 def _source(name: str, mount: MountConfig, root: Path, writable: list[Path]) -> Path | None:
-    """The directory to share, or None where it is missing and need not be there."""
+    """The directory or file to share, or None where it is missing and need not be there."""
     path = host_path(mount.source, root)
 
     def wrong(what: str, hint: str | None = None) -> ConfigError:
@@ -114,12 +131,26 @@ def _source(name: str, mount: MountConfig, root: Path, writable: list[Path]) -> 
     try:
         if mount.missing == "create-dir":
             real.mkdir(parents=True, exist_ok=True)
+        if mount.missing == "create-file" and not real.exists():
+            real.parent.mkdir(parents=True, exist_ok=True)
+            real.write_text(mount.file_content or "")
         if not real.exists():
             if mount.missing == "fail":
-                raise wrong("is not there", 'missing = "create-dir", "warn" or "ignore" says what to do then')
+                hint = 'missing = "create-dir", "create-file", "warn" or "ignore" says what to do then'
+                raise wrong("is not there", hint)
             return None
-        if not real.is_dir():
-            raise wrong("is not a directory")
+        if real.is_file():
+            if real.stat().st_size > MAX_FILE:
+                raise wrong(
+                    f"is larger than {format_size(MAX_FILE)}, which is the most for a single file",
+                    "mount its directory",
+                )
+            # A directory says so when it is used.
+            os.close(os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK))
+        elif not real.is_dir():
+            raise wrong("is neither a directory nor a file")
+        elif mount.missing == "create-file":
+            raise wrong("is a directory", 'missing = "create-file" is for files')
     except OSError as error:
         raise wrong(f"cannot be used: {error.strerror}") from error
     return real

@@ -32,6 +32,8 @@ LOCK, DISK, NEW_DISK, STATE, SOCKET, CONSOLE = (
 MUST_BE_WRITABLE = (
     "airlock keeps a sandbox's disk in .airlock/ of the project; the directory must be writable"
 )
+KEPT = 20
+"""Files of one name that are kept for the user to look at."""
 _STATE_LIMIT = 64 * 1024
 _ORPHAN_PATIENCE = 10.0
 
@@ -285,6 +287,23 @@ class Project:
                     continue
         finally:
             os.close(directory)
+
+    def keep(self, name: str, data: bytes | bytearray) -> Path:
+        """Put something of the user's beside the disk, as a new file of its own; gives its path.
+
+        Raises OSError, also where there are KEPT of this name already.
+        """
+        for number in range(1, KEPT + 1):
+            try:
+                fd = self._open(f"{name}.kept-{number}", os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            except FileExistsError:
+                continue
+            with open(fd, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(fd)
+            return self.directory / f"{name}.kept-{number}"
+        raise FileExistsError(errno.EEXIST, f"there are {KEPT} already", name)
 
     def _open(self, name: str, flags: int) -> int:
         directory = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

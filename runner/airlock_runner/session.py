@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from airlock_runner import approval, daemons, promises, timeline
 from airlock_runner.config import fingerprint
 from airlock_runner.defaults import CommandDefaults, working_directory
+from airlock_runner.files import Files
 from airlock_runner.machine import accel
 from airlock_runner.machine.qemu import find_qemu
 from airlock_runner.mounts import settle, writable_by_sandbox
@@ -167,6 +168,7 @@ class _Session:
         self._signals = Signals(self._loop, self._on_signal)
         self._command: RemoteCommand | None = None
         self._server: Server | None = None
+        self._files: Files | None = None
         self._result: int | AirlockError | None = None
         self._ending = False
         self._insisted = 0
@@ -206,6 +208,8 @@ class _Session:
         if self._trouble is not None:
             self._trouble.close()
         self._network.close()
+        if self._files is not None:
+            self._files.close()
         self._starter.stop()
         self._signals.close()
         self._loop.close()
@@ -270,15 +274,22 @@ class _Session:
         self._network.begin(self._loop, machine.take_network(), lambda text: self.note(0, text))
         listen = self._network.listen_call()
         if listen is None:
-            self._start_daemons(defaults)
+            self._put_files(defaults)
             return
         self._control.call(
-            "listen", listen, lambda _header: self._start_daemons(defaults), self._on_listen_trouble
+            "listen", listen, lambda _header: self._put_files(defaults), self._on_listen_trouble
         )
 
     def _on_listen_trouble(self, header: Header) -> None:
         what = one_line(str(header.get("message")), 500)
         self._end(MachineError(f"the sandbox cannot listen for [network]: {what}"))
+
+    def _put_files(self, defaults: CommandDefaults) -> None:
+        if not self._mounts.files:
+            self._start_daemons(defaults)
+            return
+        self._files = Files(self._loop, self._control, self._project, self.note)
+        self._files.start(self._mounts.files, lambda: self._start_daemons(defaults), self._end)
 
     def _start_daemons(self, defaults: CommandDefaults) -> None:
         if not self._daemons:
@@ -336,6 +347,9 @@ class _Session:
             text = daemons.line(header)
             if text is not None:
                 self.note(0, text)
+        elif name == "file":
+            if self._files is not None:
+                self._files.changed(header)
         elif name == "oom":
             victim = one_line(str(header.get("text")), 100)
             memory = format_size(self._starter.spec.memory)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-KINDS = ("share", "cache", "bind", "mask")
+KINDS = ("share", "cache", "bind", "file", "mask")
 """In the order in which they are mounted at one and the same place: what hides comes last."""
 
 _PARTS = {"cache": 2, "bind": 1}
@@ -22,6 +22,7 @@ class Place(NamedTuple):
     read_only: bool
     tag: str
     directory: str
+    file: int = -1
 
 
 def arrange(asked: Sequence[Mapping[str, Any]], home: str) -> list[Place]:
@@ -48,7 +49,8 @@ def _place(asked: Mapping[str, Any], home: str) -> Place:
         all(part.strip(".") for part in parts) and len(parts) == _PARTS[kind]
     ):
         raise ValueError(f"bad directory {directory!r}")
-    return Place(kind, target, bool(asked.get("read_only")), str(asked.get("tag", "")), directory)
+    file = int(asked["file"]) if kind == "file" else -1
+    return Place(kind, target, bool(asked.get("read_only")), str(asked.get("tag", "")), directory, file)
 
 
 def _depth(place: Place) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airlockd import boot, disk, linux
 from airlockd.layout import Place, arrange
@@ -21,9 +21,24 @@ if TYPE_CHECKING:
 SANDBOX = "/sandbox"
 OVERLAY, USERDATA, TRASH = f"{disk.DISK}/overlay", f"{disk.DISK}/userdata", f"{disk.DISK}/trash"
 CACHE = f"{disk.DISK}/cache"
+FILES = f"{disk.DISK}/files"
 EMPTY = "/empty"
 _ROOT_KEY = f"{OVERLAY}/root-key"
 _9P = "trans=virtio,version=9p2000.L,msize=1048576,cache=mmap,access=client"
+
+
+class FilePlace(NamedTuple):
+    """Where a single file of the host is: `name` in the directory of this descriptor.
+
+    `bound`: that is a place of airlockd's own, and the file is mounted at its target from there.
+    """
+
+    number: int
+    directory: int
+    name: str
+    bound: bool
+    read_only: bool
+    owner: tuple[int, int]
 
 
 class Root:
@@ -32,6 +47,7 @@ class Root:
     def __init__(self) -> None:
         self.namespace = -1
         self.home = "/"
+        self.files: list[FilePlace] = []
         self._mounts: list[str] = []
         self._directory = -1
 
@@ -59,7 +75,7 @@ class Root:
         for place in arranged:
             self._put(place, account)
         for place in arranged:
-            if place.kind == "mask":
+            if place.kind == "mask" or (place.kind == "file" and place.read_only):
                 # Only now: a share may lie below a mask and needs a directory to be mounted on.
                 self._remount(place.target, linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV)
         os.close(self._directory)
@@ -104,6 +120,8 @@ class Root:
             self._mount(directory, place.target, "", linux.MS_BIND)
         elif place.kind == "bind":
             self._bind(place)
+        elif place.kind == "file":
+            self._put_file(place, account)
         elif self._is_file(place.target):
             with open(EMPTY, "ab"):
                 pass
@@ -140,6 +158,31 @@ class Root:
         finally:
             os.close(source)
 
+    def _put_file(self, place: Place, account: User) -> None:
+        """Make the place for a file that the host sends later.
+
+        Where it lies on the sandbox's own filesystems it is an ordinary file, which programs can replace by rename.
+        Elsewhere (in a share, where its content does not belong on the host; below a mask; or read-only) it is
+        mounted, and renaming to it fails with EBUSY, as in containers.
+        """
+        parent, _, name = place.target.rpartition("/")
+        directory = self._directory_at(parent or "/")
+        own = (SANDBOX, disk.DISK, f"{SANDBOX}/run")
+        bound = place.read_only or os.fstat(directory).st_dev not in [os.stat(path).st_dev for path in own]
+        if bound:
+            if not self._is_file(place.target):
+                self._make_file(name, directory)
+            os.close(directory)
+            os.makedirs(FILES, mode=0o700, exist_ok=True)
+            directory, name = os.open(FILES, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), str(place.file)
+            path = f"{FILES}/{name}"
+            if os.path.lexists(path):
+                os.unlink(path)
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            self._mount(path, place.target, "", linux.MS_BIND, file=True)
+        owner = (account.uid, account.gid)
+        self.files.append(FilePlace(place.file, directory, name, bound, place.read_only, owner))
+
     def _is_file(self, target: str) -> bool:
         try:
             fd = linux.open_in_root(self._directory, target, os.O_PATH)
@@ -174,8 +217,15 @@ class Root:
             os.close(fd)
         self._mounts.append(f"{SANDBOX}{target}")
 
+    def _make_file(self, name: str, parent: int) -> None:
+        os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=parent))
+        self._give_away(name, parent)
+
     def _make_directory(self, name: str, parent: int) -> None:
         os.mkdir(name, 0o755, dir_fd=parent)
+        self._give_away(name, parent)
+
+    def _give_away(self, name: str, parent: int) -> None:
         owner, made = os.fstat(parent), os.stat(name, dir_fd=parent, follow_symlinks=False)
         if (owner.st_uid, owner.st_gid) != (made.st_uid, made.st_gid):
             # In a user's home, or in the host user's project, it is not root's.

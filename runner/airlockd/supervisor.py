@@ -24,9 +24,10 @@ from airlockd.root import SANDBOX, TRASH, Root
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from airlockd import files
     from airlockd.protocol.mux import Message
 
-VERSION = 6
+VERSION = 7
 """Of the calls below; the host refuses an image whose airlockd speaks another."""
 GRACE = 2.0
 """Seconds that processes left over at shutdown have between SIGTERM and SIGKILL."""
@@ -66,6 +67,7 @@ class Supervisor:
         self._by_pid: dict[int, Callable[[int], None]] = {}
         self._network = network
         self._daemons: daemons.Daemons | None = None
+        self._files: files.Files | None = None
         self._filter = harden.seccomp_program(linux.MACHINE)
         self._when_alone: Callable[[], None] | None = None
 
@@ -117,6 +119,11 @@ class Supervisor:
             boot.attach_disk(self._disk_device)
         self._root.build(header["root_key"], header["places"], str(header["user"]), bool(header["new_disk"]))
         identity.write(SANDBOX, header["hostname"], header["machine_id"])
+        if self._root.files:
+            # Costs a moment that starts without files need not wait for.
+            from airlockd.files import Files
+
+            self._files = Files(self._link, self._root.files, lambda number: self._event("file", file=number))
         helper = disk.empty(TRASH)
         if helper is not None:
             self._log("info", "emptying what an earlier image left on the disk")
@@ -207,6 +214,16 @@ class Supervisor:
         if self._when_alone is None:
             self._log("warning", f"the network is gone: its process ended with {status}")
 
+    def _call_put_file(self, header: dict[str, Any], _payload: bytes) -> None:
+        """Answers once the file is in place."""
+        assert self._files is not None
+        self._files.put(header, lambda answer: self._link.mux.send({**answer, "id": header["id"]}))
+
+    def _call_get_file(self, header: dict[str, Any], _payload: bytes) -> None:
+        """Answers before the file's content comes on the stream."""
+        assert self._files is not None
+        self._files.get(header, lambda answer: self._link.mux.send({**answer, "id": header["id"]}))
+
     def _call_list(self, _header: dict[str, Any], _payload: bytes) -> dict[str, Any]:
         return {"daemons": self._daemons.list() if self._daemons is not None else []}
 
@@ -221,10 +238,16 @@ class Supervisor:
             self._shut_down(header["id"])
 
     def _shut_down(self, number: int) -> None:
-        def alone() -> None:
-            timer.cancel()
+        def settled() -> None:
             self._root.take_down()
             self._link.mux.send({"t": "reply", "id": number})
+
+        def alone() -> None:
+            timer.cancel()
+            if self._files is not None:
+                self._files.settle(settled)
+            else:
+                settled()
 
         self._when_alone = alone
         self._signal_everyone(signal.SIGTERM)

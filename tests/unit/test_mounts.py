@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from airlock_runner.config import load_config
+from airlock_runner.files import FileMount
 from airlock_runner.machine.argv import Share
-from airlock_runner.mounts import MAX_MOUNTS, Mounts, settle
+from airlock_runner.mounts import MAX_FILES, MAX_MOUNTS, Mounts, settle
 from airlock_store.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -91,7 +92,10 @@ def test_a_missing_source_can_be_made(root: Path, tmp_path: Path) -> None:
     ("text", "said"),
     [
         ('[mounts.a]\nsource = "~/none"', "2:1: mount a: {home}/none is not there"),
-        ('[mounts.a]\nsource = "~/file"', "2:1: mount a: {home}/file is not a directory"),
+        ('[mounts.a]\nsource = "~/pipe"', "2:1: mount a: {home}/pipe is neither a directory nor a file"),
+        ('[mounts.a]\nsource = "~/large"', "2:1: mount a: {home}/large is larger than 16 MB"),
+        ('[mounts.a]\nsource = "~"\nmissing = "create-file"', "2:1: mount a: {home} is a directory"),
+        ('[mounts.a]\nsource = "~"\nfile_content = ""', "1:9: file_content needs missing = "),
         (
             '[mounts.a]\nsource = "~/file/x"\nmissing = "create-dir"',
             "2:1: mount a: {home}/file/x cannot be used",
@@ -111,10 +115,7 @@ def test_a_missing_source_can_be_made(root: Path, tmp_path: Path) -> None:
         ('[mounts.a]\nsource = "~"\ntarget = "/a/../b"', "3:1: 'target': '/a/../b' has '..' in it"),
         ('[mounts.a]\nsource = "~"\ntarget = "//"', "3:1: 'target': nothing can be mounted at '//'"),
         ('[mounts.a]\nsource = "~"\ntarget = "/proc/self"', "3:1: 'target': nothing can be mounted at"),
-        (
-            '[mounts.a]\nsource = "~"\nmissing = "create-file"',
-            "3:1: 'missing': expected one of 'fail', 'warn'",
-        ),
+        ('[mounts.a]\nsource = "~"\nmissing = "make"', "3:1: 'missing': expected one of 'fail', 'warn'"),
         ('[mask.a]\npaths = ["/etc"]', "2:1: 'paths': '/etc' is not a path below the project"),
         ('[mask.a]\npaths = ["x/../.."]', "2:1: 'paths': 'x/../..' is not a path below the project"),
         ('[mask.a]\npaths = ["~/x"]', "2:1: 'paths': '~/x' is not a path below the project"),
@@ -127,6 +128,9 @@ def test_what_cannot_be_mounted_is_refused_at_its_place(
     root: Path, tmp_path: Path, text: str, said: str
 ) -> None:
     (tmp_path / "file").touch()
+    (tmp_path / "large").touch()
+    os.truncate(tmp_path / "large", (16 << 20) + 1)
+    os.mkfifo(tmp_path / "pipe")
     assert refusal(root, text.replace("{home}", str(tmp_path))).startswith(
         said.replace("{home}", str(tmp_path))
     )
@@ -134,7 +138,30 @@ def test_what_cannot_be_mounted_is_refused_at_its_place(
 
 def test_the_number_of_mounts_is_bounded(root: Path) -> None:
     text = "".join(f'[mounts.m{n}]\nsource = "~"\ntarget = "/m/{n}"\n' for n in range(MAX_MOUNTS + 1))
-    assert f"more than {MAX_MOUNTS} mounts" in refusal(root, text)
+    assert f"more than {MAX_MOUNTS} directories" in refusal(root, text)
+    (root / "file").touch()
+    text = "".join(f'[mounts.m{n}]\nsource = "file"\ntarget = "/m/{n}"\n' for n in range(MAX_FILES + 1))
+    assert f"more than {MAX_FILES} files" in refusal(root, text)
+
+
+def test_a_file_is_no_share(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "real").write_text("x")
+    (tmp_path / "link").symlink_to("real")
+    settled = mounts(
+        root,
+        '[mounts.a]\nsource = "~/link"\ntarget = "~/.it"\n'
+        '[mounts.b]\nsource = "~/new/b"\nread_only = true\nmissing = "create-file"\nfile_content = "b"\n',
+    )
+    assert settled.shares == (Share("project", root),)
+    assert settled.files == (
+        FileMount(0, "a", tmp_path / "real", "~/.it", read_only=False),
+        FileMount(1, "b", tmp_path / "new" / "b", f"{tmp_path}/new/b", read_only=True),
+    )
+    assert [place for place in settled.places if place["kind"] == "file"] == [
+        {"kind": "file", "file": 0, "target": "~/.it", "read_only": False},
+        {"kind": "file", "file": 1, "target": f"{tmp_path}/new/b", "read_only": True},
+    ]
+    assert (tmp_path / "new" / "b").read_text() == "b"
 
 
 @pytest.mark.parametrize("source", ["inner", "inner/below"])

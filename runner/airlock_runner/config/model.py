@@ -154,10 +154,10 @@ class VmConfig:
 
 @dataclass(frozen=True, slots=True)
 class MountConfig:
-    """A directory of the host in the sandbox."""
+    """A directory or a file of the host in the sandbox."""
 
     source: str = setting(
-        "the directory on the host: absolute, below `~`, or relative to the project",
+        "the directory or file on the host: absolute, below `~`, or relative to the project",
         unset="required", default=MISSING, parse=parse_path, schema=PATH_SCHEMA,
     )  # fmt: skip
     target: str | None = setting(
@@ -167,11 +167,18 @@ class MountConfig:
     read_only: bool = setting(
         "the sandbox cannot write to it, whoever is root there", default=False, unset="false"
     )
-    missing: Literal["fail", "warn", "ignore", "create-dir"] = setting(
-        "what to do where the source is not there: not to start, go on with or without a word, make a directory",
+    missing: Literal["fail", "warn", "ignore", "create-dir", "create-file"] = setting(
+        "what to do where the source is not there: not to start, go on with or without a word, make one",
         default="fail", unset="fail",
     )  # fmt: skip
+    file_content: str | None = setting(
+        'what a file that `missing = "create-file"` makes begins with', unset="nothing"
+    )
     enabled: bool = enabled()
+
+    def __post_init__(self) -> None:
+        if self.file_content is not None and self.missing != "create-file":
+            raise ValueError('file_content needs missing = "create-file"')
 
 
 @dataclass(frozen=True, slots=True)

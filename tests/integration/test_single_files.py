@@ -1,0 +1,179 @@
+"""Single files that are mounted: both ways, whoever replaces them, and nothing of what lies beside them."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from sandboxes import Running, running, write_config
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from conftest import Airlock
+
+CONFIG = """
+harden = false
+[mounts.settings]
+source = "{shared}/settings"
+target = "~/.config/tool/settings"
+[mounts.below]
+source = "{shared}/below"
+target = "/srv/outer/inner/below"
+[mounts.outer]
+source = "{shared}/outer"
+target = "/srv/outer"
+[mounts.fixed]
+source = "{shared}/fixed"
+target = "/etc/fixed"
+read_only = true
+[mounts.masked]
+source = "{shared}/masked"
+target = "{project}/hidden/masked"
+[mounts.made]
+source = "{shared}/new/made"
+target = "/srv/made"
+missing = "create-file"
+file_content = "made\\n"
+[mask.secrets]
+paths = ["hidden"]
+"""
+PATIENCE = 120.0
+
+
+def wait_for(path: Path, text: str) -> None:
+    """Until a file of the host has this content: the other side's finished write has come over."""
+    deadline = time.monotonic() + PATIENCE
+    while path.read_text() != text:
+        assert time.monotonic() < deadline, f"{path} is {path.read_text()!r}, not {text!r}"
+        time.sleep(0.02)
+
+
+def wait_in(sandbox: Running, path: str, text: str) -> None:
+    """Until a file in the sandbox has it."""
+    sandbox.sh(f"until [ \"$(cat {path})\" = '{text}' ]; do sleep 0.1; done")
+
+
+def replace(path: Path, text: str) -> None:
+    """As editors do, by way of another filesystem even: a new file takes the place of the old."""
+    new = path.with_name("editor's")
+    new.write_text(text)
+    new.replace(path)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("shared, with 'commas'")
+    (directory / "outer" / "inner").mkdir(parents=True)
+    for name in ("settings", "below", "fixed", "masked", "beside"):
+        (directory / name).write_text(f"{name}\n")
+    (directory / "settings").chmod(0o640)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def sandbox(base_image: object, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """One without hardening: what holds here holds against root."""
+    project = tmp_path_factory.mktemp("project")
+    write_config(project, CONFIG.format(shared=shared, project=project))
+    with running(project) as sandbox:
+        yield sandbox
+
+
+def test_each_file_is_at_its_place_and_nothing_else(sandbox: Running, shared: Path) -> None:
+    paths = "~/.config/tool/settings /srv/outer/inner/below /etc/fixed hidden/masked /srv/made"
+    assert sandbox.sh(f"cat {paths}").split() == ["settings", "below", "fixed", "masked", "made"]
+    assert sandbox.sh("ls -A ~/.config/tool /srv/outer/inner; stat -c %a ~/.config/tool/settings").split() == [
+        "/root/.config/tool:", "settings", "/srv/outer/inner:", "below", "640",
+    ]  # fmt: skip
+    assert (shared / "new" / "made").read_text() == "made\n"
+    # It is mounted there, and its content is not in the other directory.
+    assert (shared / "outer" / "inner" / "below").read_text() == ""
+
+
+def test_the_hosts_writes_come_over(sandbox: Running, shared: Path) -> None:
+    for name, path in (("settings", "~/.config/tool/settings"), ("below", "/srv/outer/inner/below"),
+                       ("fixed", "/etc/fixed")):  # fmt: skip
+        (shared / name).write_text(f"{name} in place, and longer\n")
+        wait_in(sandbox, path, f"{name} in place, and longer")
+        replace(shared / name, "new\n")
+        wait_in(sandbox, path, "new")
+
+
+def test_the_sandboxes_writes_come_over(sandbox: Running, shared: Path) -> None:
+    sandbox.sh("echo in place > ~/.config/tool/settings; echo in place > /srv/outer/inner/below")
+    wait_for(shared / "settings", "in place\n")
+    wait_for(shared / "below", "in place\n")
+    sandbox.sh("cd ~/.config/tool; sed -i s/in.place/replaced/ settings")
+    wait_for(shared / "settings", "replaced\n")
+    sandbox.sh("echo from another filesystem >/run/x; mv /run/x ~/.config/tool/settings")
+    wait_for(shared / "settings", "from another filesystem\n")
+    sandbox.sh("cd ~/.config/tool; mv settings settings~; echo after a backup >settings")
+    wait_for(shared / "settings", "after a backup\n")
+    # Its mode on the host is the host's affair.
+    (shared / "settings").chmod(0o640)
+    sandbox.sh("chmod 4777 ~/.config/tool/settings; echo more >> ~/.config/tool/settings")
+    wait_for(shared / "settings", "after a backup\nmore\n")
+    assert (shared / "settings").stat().st_mode & 0o7777 == 0o640
+
+
+def test_read_only_holds_against_root_in_the_guest(sandbox: Running, shared: Path) -> None:
+    before = (shared / "fixed").read_text()
+    done = sandbox.exec("sh", "-c", "echo x >/etc/fixed; rm -f /etc/fixed; mount -o remount,rw,bind /etc/fixed;"
+                        "echo y >/etc/fixed; umount /etc/fixed; echo z >/etc/fixed")  # fmt: skip
+    assert b"Read-only file system" in done.stderr
+    # What comes after it has come over: so has this, if ever.
+    sandbox.sh("echo sign > ~/.config/tool/settings")
+    wait_for(shared / "settings", "sign\n")
+    assert (shared / "fixed").read_text() == before
+
+
+def test_no_symlink_leads_the_host_anywhere(sandbox: Running, shared: Path) -> None:
+    (shared / "settings").write_text("safe\n")
+    wait_in(sandbox, "~/.config/tool/settings", "safe")
+    # The host has what the sandbox has, and neither reads nor writes through it.
+    sandbox.sh("cd ~/.config/tool; rm settings; ln -s /etc/shadow settings; ln -sfn /etc /srv/etc")
+    (shared / "secret").write_text("secret\n")
+    sandbox.sh(
+        "cd ~/.config/tool; rm settings; ln -s '" + str(shared / "secret") + "' settings; echo mine >made-up"
+    )
+    sandbox.sh("cd ~/.config/tool; mv made-up settings")
+    wait_for(shared / "settings", "mine\n")
+    assert (shared / "secret").read_text() == "secret\n"
+    assert not (shared / "settings").is_symlink()
+
+
+def test_what_is_written_last_is_there_after_the_end(airlock: Airlock, project: Path, tmp_path: Path) -> None:
+    project.chmod(0o755)
+    source = tmp_path / "of a user" / "token"
+    source.parent.mkdir()
+    source.write_text("first\n")
+    write_config(
+        project, f'user = "games"\n[mounts.token]\nsource = "{source}"\ntarget = "/var/lib/it/token"\n'
+    )
+    script = "cat /var/lib/it/token; stat -c %U /var/lib/it/token; echo last >/var/lib/it/token"
+    done = airlock("start", "--", "sh", "-c", script, cwd=project)
+    assert done.stdout == b"first\ngames\n", done.stderr
+    assert source.read_text() == "last\n"
+    # Also by a process that is told to end.
+    # It waits without a fork, around which dash loses signals.
+    last = "trap 'echo at the end >/var/lib/it/token; exit' TERM; echo up >/tmp/up; read x <>/tmp/never"
+    script = f'mkfifo /tmp/up /tmp/never; sh -c "{last}" & read x </tmp/up'
+    done = airlock("start", "--", "sh", "-c", script, cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert source.read_text() == "at the end\n"
+
+
+def test_a_file_that_cannot_be_mounted_stops_the_start(airlock: Airlock, project: Path) -> None:
+    (project / "file").touch()
+    write_config(project, '[mounts.v]\nsource = "file"\ntarget = "/usr/lib"\n')
+    done = airlock("start", "--", "true", cwd=project)
+    assert done.returncode == 1
+    assert b"mount v: it cannot be put at /usr/lib: Is a directory" in done.stderr
+    os.truncate(project / "file", (16 << 20) + 1)
+    done = airlock("start", "--", "true", cwd=project)
+    assert done.returncode == 2
+    assert f"{project}/airlock.toml:6:1: mount v: {project}/file is larger than 16 MB".encode() in done.stderr
