@@ -11,6 +11,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "stop": ("airlock.commands.stop:stop", "Stop the running sandbox"),
     "ps": ("airlock.commands.ps:ps", "List daemons and attached commands"),
     "logs": ("airlock.commands.logs:logs", "Print what the daemons have written"),
+    "net": ("airlock.commands.net:net", "Show and change what the sandbox may reach"),
     "list": ("airlock.commands.list:list_", "List all sandboxes"),
     "show": ("airlock.commands.show:show", "Show the project's sandbox"),
     "rm": ("airlock.commands.rm:rm", "Remove the project's sandbox and its disk"),

@@ -1,4 +1,4 @@
-"""What is asked of a running session besides commands: what runs, and to stop. `airlock ps`, `logs`, `stop` call it."""
+"""What is asked of a running session besides commands. `airlock ps`, `logs`, `net`, `stop` call it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 from airlock_runner.attach import NotRunningError, connect
 from airlock_runner.control import Control
 from airlock_runner.project import LOCK
+from airlock_store.errors import UsageError
 from airlockd.protocol.loop import Loop
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from airlock_runner.project import Project
     from airlockd.protocol.frames import Header
 
@@ -43,7 +46,20 @@ def stop(project: Project | None) -> None:
         os.close(fd)
 
 
-def _ask(project: Project | None, op: str) -> Header | None:
+def change_network(project: Project | None, what: Mapping[str, str]) -> Header:
+    """Change what the running sandbox may reach, see `Network.command`; gives what holds then.
+
+    Raises NotRunningError, and UsageError for a policy or a pattern that is none.
+    """
+    reply = _ask(project, "net", what)
+    if reply is None:
+        raise NotRunningError("the sandbox stopped before it answered")
+    if reply["t"] == "error":
+        raise UsageError(str(reply.get("message")))
+    return reply
+
+
+def _ask(project: Project | None, op: str, arguments: Mapping[str, str] | None = None) -> Header | None:
     """The reply, or None where the session ended the connection instead."""
     loop = Loop()
     answers: list[Header] = []
@@ -54,7 +70,7 @@ def _ask(project: Project | None, op: str) -> Header | None:
 
     control = Control(loop, connect(project), lambda _event: None, lambda _reason: loop.stop())
     try:
-        control.call(op, {}, answered, answered)
+        control.call(op, arguments or {}, answered, answered)
         loop.run()
     finally:
         control.link.close()

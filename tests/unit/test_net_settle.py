@@ -1,0 +1,127 @@
+"""Forwarded ports and sockets before a start: what is bound, what clashes, what is missing."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import pytest
+
+from airlock_runner.config import load_config
+from airlock_runner.net.settle import Settled, settle
+from airlock_store.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project, in a home."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / "project"
+    path.mkdir()
+    return path
+
+
+def settled(root: Path, text: str) -> Settled:
+    (root / "airlock.toml").write_text(text)
+    return settle(load_config(root).network, root, [root])
+
+
+def refusal(root: Path, text: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        settled(root, text)
+    return str(caught.value).removeprefix(f"{root}/airlock.toml:")
+
+
+def free_ports(count: int) -> list[int]:
+    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+def test_without_a_network_airlockd_has_nothing_to_do(root: Path) -> None:
+    with closing(settled(root, "")) as found:
+        assert found.listen_call() is None
+        assert found.to_guest == ()
+        assert found.powerful == ""
+    with closing(settled(root, '[network]\ndenied_names = "nxdomain"')) as found:
+        assert found.listen_call() == {"ports": [], "sockets": [], "denied_names": "nxdomain"}
+
+
+def test_the_left_number_is_the_host_s(root: Path) -> None:
+    one, two = free_ports(2)
+    text = f'[network.ports.web]\nhost = [5432, "9000:3000"]\nguest = [{one}, "{two}:4000"]'
+    with closing(settled(root, text)) as found:
+        assert {guest: each.host for guest, each in found.to_host.items()} == {5432: 5432, 3000: 9000}
+        assert [(each.listener.getsockname(), each.guest) for each in found.to_guest] == [
+            (("127.0.0.1", one), one), (("127.0.0.1", two), 4000),
+        ]  # fmt: skip
+        assert found.listen_call() == {"ports": [3000, 5432], "sockets": [], "denied_names": "resolve"}
+        socket.create_connection(("127.0.0.1", two)).close()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", two))
+
+
+def test_a_group_that_is_off_asks_for_nothing(root: Path) -> None:
+    text = "[network.ports.a]\nhost = [1]\n[network.ports.b]\nhost = [1]\nenabled = false"
+    with closing(settled(root, text)) as found:
+        assert found.to_host[1].group == "a"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[network.ports.a]\nhost = [3000, '9000:3000']",
+         "2:1: the sandbox's port 3000 is used twice: [network.ports.a] asks for it a second time"),
+        ("[network.ports.a]\nhost = [3000]\n[network.ports.b]\nhost = ['9000:3000']",
+         "4:1: the sandbox's port 3000 is used twice: [network.ports.a] and [network.ports.b] both ask for it"),
+        ("[network.ports.a]\nguest = ['5000:1', '5000:2']", "2:1: port 5000 of 127.0.0.1 is used twice"),
+        ("[network.ports.a]\nguest = ['5000:1']\n[network.ports.b]\nguest = [5000]", "4:1: port 5000 of 127.0.0.1"),
+        ("[network.ports.a]\nhost = [3000]\n[network.ports.b]\nguest = ['5000:3000']", "4:1: the sandbox's port 3000"),
+        ("[network.ports.a]\nhost = ['5000:3000']\nguest = ['5000:4000']", "3:1: port 5000 of 127.0.0.1 is used twice"),
+        ("[network.sockets.a]\nhost = '/a:/x'\n[network.sockets.b]\nhost = '/b:/x'", "3:18: /x is also the place of"),
+    ],
+)  # fmt: skip
+def test_what_is_asked_for_twice_is_told_with_who_asked(root: Path, text: str, said: str) -> None:
+    assert refusal(root, text).startswith(said)
+
+
+def test_a_busy_port_fails_the_start_and_leaves_no_other_bound(root: Path) -> None:
+    (free,) = free_ports(1)
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        said = refusal(root, f"[network.ports.web]\nguest = [{free}, {port}]")
+    assert said == (
+        f"2:1: port {port} of 127.0.0.1, which [network.ports.web] asks for, is in use by another program"
+    )
+    socket.create_server(("127.0.0.1", free)).close()
+
+
+def test_sockets_are_found_or_warned_of(root: Path, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "docker.sock"))
+        text = (
+            '[network.sockets.docker]\nhost = "~/docker.sock:/run/docker.sock"\n'
+            f'[network.sockets.mine]\nhost = "{root}/sub/mine.sock:~/mine.sock"'
+        )
+        with closing(settled(root, text)) as found:
+            docker, mine = found.sockets.values()
+            assert (docker.path, docker.guarded) == (tmp_path / "docker.sock", None)
+            assert (mine.path, mine.guarded) == (root / "sub/mine.sock", root)
+            assert found.warnings == (
+                f"socket mine: {root}/sub/mine.sock is not there; it works as soon as it is",
+            )
+            assert found.powerful == f"forwarded socket docker ({tmp_path}/docker.sock)"
+            assert found.listen_call() == {
+                "ports": [],
+                "sockets": [
+                    {"name": "docker", "path": "/run/docker.sock", "up": True},
+                    {"name": "mine", "path": "~/mine.sock", "up": False},
+                ],
+                "denied_names": "resolve",
+            }
