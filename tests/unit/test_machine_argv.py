@@ -39,7 +39,7 @@ def argv(**changes: object) -> list[str]:
     [
         ({}, ("-machine", "q35,usb=off,sata=off,smbus=off,vmport=off")),
         ({}, ("-accel", "tcg,thread=multi")),
-        ({}, ("-cpu", "max")),
+        ({}, ("-cpu", "max,-erms,-fsrm")),
         ({}, ("-smp", "2")),
         ({}, ("-m", "512M")),
         ({}, ("-display", "none")),
