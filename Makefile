@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 STEP := scripts/step
 AIRLOCK := $(CURDIR)/$(BIN)/airlock
 
-.PHONY: demo test lint unit integration bench setup packages clean
+.PHONY: demo test lint unit integration bench fuzz setup packages clean
 .DEFAULT_GOAL := demo
 
 demo: setup
@@ -31,6 +31,11 @@ integration: setup
 bench: setup
 	@for bench in bench/bench_*.py; do $(STEP) "$$bench" $(BIN)/python "$$bench" $(BENCH_ARGS) || exit; done
 
+# Hostile bytes for a bounded time each; a finding fails it and is kept below .fuzz/.
+FUZZ_SECONDS ?= 60
+fuzz: setup
+	@$(STEP) "fuzz targets" scripts/fuzz $(FUZZ_SECONDS)
+
 setup: $(READY)
 
 # Looked at every time, because packages come and go without make knowing. Takes a moment when nothing is missing.
@@ -42,5 +47,5 @@ $(READY): pyproject.toml scripts/venv | packages
 
 # The store of images stays: `airlock store gc` is for that.
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .fuzz .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
