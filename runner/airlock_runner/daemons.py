@@ -71,6 +71,18 @@ def line(event: Mapping[str, Any]) -> str | None:
     return f"daemon {name} {text}" if text else None
 
 
+def advice(event: Mapping[str, Any], daemons: Mapping[str, DaemonConfig]) -> str | None:
+    """What may help a daemon of which `event` tells bad news, or None."""
+    name = event.get("daemon")
+    daemon = daemons.get(name) if isinstance(name, str) else None
+    if daemon is None or not daemon.harden or event.get("state") not in ("backoff", "failed", "late"):
+        return None
+    return (
+        f"daemon {name} runs without privileges over the machine itself; "
+        f"if it needs them (containers do), say [daemons.{name}] harden = false"
+    )
+
+
 def _said(event: Mapping[str, Any]) -> str:
     said = one_line(str(event.get("said") or ""), 400)
     return f"; it said: {said}" if said else ""

@@ -180,6 +180,7 @@ class _Session:
             self.note(0, warning)
         self._mounts, self._network = mounts, network
         self._daemons = asked
+        self._advice: str | None = None
         spec = machine_spec(
             request.image, request.config, root=self._project.root, qemu=qemu, disk=disk, shares=mounts.shares
         )
@@ -303,7 +304,7 @@ class _Session:
         )
 
     def _on_daemon_trouble(self, header: Header) -> None:
-        self._end(MachineError(one_line(str(header.get("message")), 500)))
+        self._end(MachineError(one_line(str(header.get("message")), 500), hint=self._advice))
 
     def _run_command(self, defaults: CommandDefaults) -> None:
         if self._ending:
@@ -347,6 +348,7 @@ class _Session:
             text = daemons.line(header)
             if text is not None:
                 self.note(0, text)
+            self._advice = daemons.advice(header, self._request.config.daemons) or self._advice
         elif name == "file":
             if self._files is not None:
                 self._files.changed(header)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from airlock_runner.config import ProjectConfig, load_config
-from airlock_runner.daemons import _NUMBERS, asked, line, patience
+from airlock_runner.daemons import _NUMBERS, advice, asked, line, patience
 from airlock_store.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -130,3 +130,25 @@ def test_what_a_guest_says_of_its_daemons_is_made_safe() -> None:
         assert len(text) < 1500
     assert line({"daemon": "x", "state": "waiting"}) is None
     assert line({}) is None
+
+
+@pytest.mark.parametrize(
+    ("event", "given"),
+    [
+        ({"daemon": "web", "state": "backoff"}, True),
+        ({"daemon": "web", "state": "failed"}, True),
+        ({"daemon": "web", "state": "late"}, True),
+        ({"daemon": "web", "state": "up"}, False),
+        ({"daemon": "free", "state": "failed"}, False),
+        ({"daemon": "unknown", "state": "failed"}, False),
+        ({"daemon": ["web"], "state": "failed"}, False),
+        ({}, False),
+    ],
+)
+def test_who_fails_without_privileges_is_told_of_the_key(
+    root: Path, event: dict[str, Any], given: bool
+) -> None:
+    config = load(root, WEB + '[daemons.free]\ncommand = ["x"]\nharden = false\n')
+    text = advice(event, config.daemons)
+    assert (text is not None) == given
+    assert "[daemons.web] harden = false" in (text or "[daemons.web] harden = false")
