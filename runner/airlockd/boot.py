@@ -12,6 +12,7 @@ from airlockd import linux
 
 MODULES = Path("/lib/modules")
 IMAGE = "/image"
+_EVERYBODYS = ("net/tun", "fuse")
 _BLOCK_DRIVER = Path("/sys/bus/virtio/drivers/virtio_blk")
 
 
@@ -40,6 +41,16 @@ def load_modules() -> None:
     """The modules of the initrd, in the order that the builder found."""
     for name in (MODULES / "order").read_text().split():
         linux.load_module(str(MODULES / f"{name}.ko"))
+
+
+def open_devices() -> None:
+    """Make those devices everybody's that udev would: rootless containers need them."""
+    for name in _EVERYBODYS:
+        try:
+            os.chmod(f"/dev/{name}", 0o666)
+        except FileNotFoundError:
+            # A kernel without it.
+            pass
 
 
 def open_port(name: str) -> int:

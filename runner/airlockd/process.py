@@ -189,6 +189,7 @@ def become(
         linux.setns(namespace, linux.CLONE_NEWNS)
         stage = "user"
         account = user.look_up(command.user)
+        environment = {**account.environment(), **user.runtime_directory(account), **command.env}
         if command.harden:
             stage = "harden"
             harden.apply(filter_program)
@@ -198,7 +199,7 @@ def become(
         os.chdir(command.cwd)
         stage = "exec"
         argv = login_argv(account.shell, command.argv) if command.login else command.argv
-        _execute(argv, {**account.environment(), **command.env})
+        _execute(argv, environment)
     except LookupError as error:
         os.write(failure, f"0 {error}".encode()[:200])
     except OSError as error:

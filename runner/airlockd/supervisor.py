@@ -41,6 +41,7 @@ def main() -> NoReturn:
         linux.set_name("airlockd")
         _protect()
         boot.load_modules()
+        boot.open_devices()
         linux.loopback_up()
         boot.mount_image(_parameter("airlock.rootfs") or "ext4")
         control = boot.open_port("airlock.control")

@@ -6,6 +6,7 @@ Read from the sandbox's own files, without the C library, whose name service wou
 from __future__ import annotations
 
 import os
+import stat
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -53,6 +54,28 @@ def look_up(wanted: str, etc: str = "/etc", opener: Callable[[str, int], int] | 
         else:
             raise LookupError(f"the sandbox has no user {wanted}")
     return found._replace(groups=tuple(_groups(found.name, _lines(f"{etc}/group", opener))))
+
+
+def runtime_directory(user: User) -> dict[str, str]:
+    """The variable for a directory of this user's own that is gone with the sandbox, made as logind would make it.
+
+    Programs keep there what no restart may find, rootless Podman for one. None for root, and none where it cannot be.
+    """
+    path = f"/run/user/{user.uid}"
+    if not user.uid:
+        return {}
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            status = os.lstat(path)
+            usable = stat.S_ISDIR(status.st_mode) and status.st_uid == user.uid
+            return {"XDG_RUNTIME_DIR": path} if usable else {}
+        os.chown(path, user.uid, user.gid, follow_symlinks=False)
+    except OSError:
+        return {}
+    return {"XDG_RUNTIME_DIR": path}
 
 
 def become(user: User) -> None:

@@ -32,6 +32,10 @@ def test_commands_run_as_the_configured_user(sandbox: Running) -> None:
     assert sandbox.sh("grep -E '^(Groups|CapEff|CapPrm):' /proc/self/status").split() == [
         "Groups:", "60", "CapPrm:", "0000000000000000", "CapEff:", "0000000000000000",
     ]  # fmt: skip
+    # Of this user alone, and gone with the sandbox.
+    assert sandbox.sh("stat -c '%U %a' $XDG_RUNTIME_DIR; findmnt -n -o FSTYPE -T $XDG_RUNTIME_DIR").split() == [
+        "games", "700", "tmpfs",
+    ]  # fmt: skip
 
 
 def test_a_login_shell_reads_its_profile(airlock: Airlock, sandbox: Running) -> None:
