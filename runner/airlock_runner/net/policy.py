@@ -62,9 +62,11 @@ def judge_name(policy: Policy, name: str, port: int | None) -> Verdict | None:
     )
     if denied is not None:
         return Verdict(False, _said(*denied, "deny"))
-    if policy.mode == "deny-by-default" and name not in policy.hosts:
+    if policy.mode == "deny-by-default":
+        given = policy.hosts.get(name, ())
         for _, pattern in _patterns(policy, "allow"):
-            if pattern.matches_name(name) and (port is None or pattern.takes_port(port)):
+            matches = pattern.matches_name(name) or any(pattern.matches_address(each) for each in given)
+            if matches and (port is None or pattern.takes_port(port)):
                 return None
         # An allowed network is no reason to look up whatever name a guest makes up: that would be a way out.
         return Verdict(False, "policy deny-by-default")
