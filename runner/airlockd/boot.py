@@ -37,6 +37,15 @@ def mount_kernel_filesystems() -> None:
     Path("/sys/fs/cgroup/cgroup.subtree_control").write_text(enable)
 
 
+def let_it_rest() -> None:
+    """Stop what would wake an idle machine twice a second, and with it the host: kcompactd looking for fragments."""
+    try:
+        Path("/proc/sys/vm/compaction_proactiveness").write_text("0")
+    except FileNotFoundError:
+        # A kernel without compaction.
+        pass
+
+
 def load_modules() -> None:
     """The modules of the initrd, in the order that the builder found."""
     for name in (MODULES / "order").read_text().split():

@@ -37,6 +37,7 @@ def main() -> NoReturn:
     """PID 1. Any error here is fatal to the VM, and the host shows what it prints."""
     try:
         boot.mount_kernel_filesystems()
+        boot.let_it_rest()
         linux.set_hostname("airlock")
         linux.set_name("airlockd")
         _protect()

@@ -96,7 +96,7 @@ def test_the_image_is_never_writable() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({}, {"console=ttyS0", "panic=-1", "airlock.rootfs=ext4", "mitigations=off"}),
+        ({}, {"console=ttyS0", "panic=-1", "airlock.rootfs=ext4", "mitigations=off", "tsc=nowatchdog"}),
         ({"arch": "aarch64"}, {"console=ttyAMA0"}),
     ],
 )
