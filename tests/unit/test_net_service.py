@@ -447,6 +447,48 @@ def test_a_thousand_connections_at_once(tmp_path: Path) -> None:
         sandbox.until(lambda: not sandbox.service.connections)
 
 
+def test_a_guest_that_is_slow_to_read_the_port_loses_nothing(tmp_path: Path) -> None:
+    """What waits for the port is bounded, however many connections have something to say."""
+    each = 262_144
+
+    def handle(connected: socket.socket) -> None:
+        connected.sendall(bytes(each))
+
+    with server(handle) as port, guest(LOCAL, tmp_path) as sandbox:
+        clients = [sandbox.connect(port, "web.test") for _ in range(280)]
+        sandbox.until(lambda: all(client.answer for client in clients))
+        # The port is not read while the servers go on.
+        sandbox.loop.on_readable(sandbox.link._fd, None)
+        most = 0
+        calm = threading.Event()
+        sandbox.loop.call_later(0.5, calm.set)
+
+        def measure() -> bool:
+            nonlocal most
+            most = max(most, sandbox.service.link.mux.output_size)
+            return calm.is_set()
+
+        sandbox.until(measure)
+        sandbox.loop.on_readable(sandbox.link._fd, sandbox.link._read)
+        received = dict.fromkeys(range(len(clients)), 0)
+        for client in clients:
+            client.mine.setblocking(False)
+
+        def read() -> bool:
+            for number, client in enumerate(clients):
+                try:
+                    received[number] += len(client.mine.recv(MEGABYTE))
+                except BlockingIOError:
+                    continue
+            return all(count == each for count in received.values()) or bool(sandbox.closed)
+
+        sandbox.until(read)
+        assert not sandbox.closed
+        assert most < 8 * MEGABYTE
+        for client in clients:
+            client.mine.close()
+
+
 def test_ten_thousand_connections_in_a_row_leave_nothing(tmp_path: Path) -> None:
     with server(lambda connected: None) as port, guest(LOCAL, tmp_path) as sandbox:
         service, missing = sandbox.service, closed_port()

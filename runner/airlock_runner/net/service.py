@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from airlockd.protocol.loop import Loop, Timer
     from airlockd.protocol.mux import Message
 
-MAX_CONNECTIONS = 3500
-"""Below the number of streams that a link can have, and of descriptors that most systems allow."""
+MAX_CONNECTIONS = 2000
+"""What a guest can make the host keep is a window for each, so half a gigabyte at the very worst."""
 TICK_SECONDS = 0.5
 DESCRIPTORS = 65536
 

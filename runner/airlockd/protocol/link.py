@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 from airlockd.protocol.frames import ProtocolError
@@ -21,6 +22,10 @@ READ_SIZE = 256 * 1024
 _PAGE = 4096
 MAX_OUTPUT = 64 * 1024 * 1024
 """Bytes waiting to be written at which the other end counts as stuck. Flow control keeps streams far below."""
+
+
+BACKLOG = 2 * 1024 * 1024
+"""Bytes waiting to be written from which on a link is `congested`: what more there is to send waits where it is."""
 
 
 class StreamHandler(Protocol):
@@ -60,6 +65,7 @@ class Link:
         self._handlers: dict[int, StreamHandler] = {}
         self._space = memoryview(bytearray(READ_SIZE))
         self._waiting = False
+        self._held: deque[Callable[[], None]] = deque()
         # A virtio port gives a page per read: gather them without a round of Python for each.
         self._reader = io.BufferedReader(io.FileIO(fd, closefd=False), _PAGE)
         os.set_blocking(fd, False)
@@ -79,6 +85,15 @@ class Link:
             self._handlers.pop(stream, None)
             self.mux.reset(stream)
 
+    @property
+    def congested(self) -> bool:
+        """Whether enough is waiting to be written. Windows bound each stream; this bounds a thousand of them."""
+        return self.mux.output_size > BACKLOG
+
+    def when_clear(self, callback: Callable[[], None]) -> None:
+        """Call back once there is room again; those that wait longest have their turn first."""
+        self._held.append(callback)
+
     def flush(self) -> None:
         """Write what is queued, as far as the descriptor takes it now."""
         mux = self.mux
@@ -90,7 +105,9 @@ class Link:
         if self.closed or self._waiting:
             return
         try:
-            while mux.output_size:
+            while mux.output_size or self._held:
+                while self._held and not self.congested:
+                    self._held.popleft()()
                 buffers = mux.buffers()
                 mux.written(os.writev(self._fd, [buffers[i] for i in range(min(len(buffers), 64))]))
         except BlockingIOError:

@@ -89,6 +89,11 @@ class Relay:
     def _read(self) -> None:
         assert self._socket is not None
         mux, stream = self._link.mux, self._stream
+        if self._link.congested:
+            # It stays `_reading`, so that credit does not start it a second time.
+            self._link.loop.on_readable(self._socket.fileno(), None)
+            self._link.when_clear(self._go_on)
+            return
         try:
             data = self._socket.recv(min(READ_SIZE, mux.credit(stream)))
         except BlockingIOError:
@@ -106,6 +111,13 @@ class Relay:
         self._reading = False
         self._link.loop.on_readable(self._socket.fileno(), None)
         self._finish()
+
+    def _go_on(self) -> None:
+        if not self.done:
+            self._reading = False
+            self._read_on()
+            if self._reading:
+                self._read()
 
     def _write(self) -> None:
         assert self._socket is not None
