@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 import os
+import sys
+
+import pytest
 
 from airlockd.protocol.loop import Loop
+
+
+@pytest.fixture(params=["poll", "epoll", "select"])
+def loop(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Loop:
+    """A loop over each of the system's calls that it can use."""
+    if request.param == "select":
+        monkeypatch.setattr(sys, "platform", "darwin")
+    made = Loop(many=request.param == "epoll")
+    assert type(made._poller).__name__.lower().removeprefix("_") == request.param
+    return made
 
 
 def pipes(count: int) -> list[tuple[int, int]]:
@@ -14,8 +27,7 @@ def pipes(count: int) -> list[tuple[int, int]]:
     return made
 
 
-def test_a_descriptor_that_was_forgotten_in_a_round_is_not_called() -> None:
-    loop = Loop()
+def test_a_descriptor_that_was_forgotten_in_a_round_is_not_called(loop: Loop) -> None:
     (first, _), (second, _) = pipes(2)
     called = []
 
@@ -30,15 +42,14 @@ def test_a_descriptor_that_was_forgotten_in_a_round_is_not_called() -> None:
     assert len(called) == 1
 
 
-def test_a_number_that_is_used_again_in_a_round_is_another_descriptor() -> None:
-    loop = Loop()
-    (first, _), (second, _) = pipes(2)
+def test_a_number_that_is_used_again_in_a_round_is_another_descriptor(loop: Loop) -> None:
+    (first, _), (second, spare) = pipes(2)
     called = []
 
     def callback(other: int) -> None:
         loop.forget(other)
         os.close(other)
-        assert os.dup(0) == other
+        assert os.dup(spare) == other
         loop.on_writable(other, lambda: called.append("new"))
         loop.stop()
 
@@ -48,8 +59,7 @@ def test_a_number_that_is_used_again_in_a_round_is_another_descriptor() -> None:
     assert called == []
 
 
-def test_timers_are_called_in_order_unless_cancelled() -> None:
-    loop = Loop()
+def test_timers_are_called_in_order_unless_cancelled(loop: Loop) -> None:
     called: list[str] = []
     loop.call_later(0.02, lambda: (called.append("second"), loop.stop()))  # type: ignore[func-returns-value]
     loop.call_later(0.0, lambda: called.append("first"))
@@ -58,8 +68,7 @@ def test_timers_are_called_in_order_unless_cancelled() -> None:
     assert called == ["first", "second"]
 
 
-def test_output_of_a_round_is_written_at_its_end() -> None:
-    loop = Loop()
+def test_output_of_a_round_is_written_at_its_end(loop: Loop) -> None:
     ((read, _),) = pipes(1)
     rounds: list[str] = []
     loop.after(lambda: rounds.append("after"))

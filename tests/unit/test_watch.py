@@ -142,6 +142,6 @@ def test_the_first_failed_write_is_told_of(reason: str, expected: tuple[str, str
     assert told == [expected]
     theirs.close()
     trouble._read()
-    assert ours.fileno() not in loop._selector.get_map()
+    assert ours.fileno() not in loop._watched
     ours.close()
     trouble.close()

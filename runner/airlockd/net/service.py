@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import selectors
 import signal
 import socket
 import sys
@@ -63,7 +62,7 @@ class Network:
     """Serves the device `device`, the host at `port`, and the supervisor at `supervisor`; all are descriptors."""
 
     def __init__(self, device: int, port: int, supervisor: socket.socket) -> None:
-        self.loop = Loop(selectors.EpollSelector())
+        self.loop = Loop(many=True)
         self.link = Link(self.loop, port, self._on_message, self._on_close, window=NETWORK_WINDOW)
         self.names = Names()
         self._device = device

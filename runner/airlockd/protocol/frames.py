@@ -92,7 +92,7 @@ def _parse(text: bytearray) -> Header:
         # Depth first: the C scanner recurses per bracket, and a hostile header could exhaust the stack.
         if text.count(b"{") + text.count(b"[") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
             raise ProtocolError("header is nested too deeply")
-        header = json.loads(text.decode("utf-8", "surrogateescape"), parse_constant=_refuse_constant)
+        header = _decode_json(text.decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"header is not JSON: {error}") from None
     if not isinstance(header, dict) or not isinstance(header.get("t"), str):
@@ -124,3 +124,6 @@ def _depth(text: bytearray) -> int:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not allowed")
+
+
+_decode_json = json.JSONDecoder(parse_constant=_refuse_constant).decode

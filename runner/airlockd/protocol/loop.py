@@ -1,17 +1,40 @@
-"""A small event loop over `selectors`: descriptors, timers, nothing else.
+"""A small event loop over poll(2): descriptors, timers, nothing else.
 
-asyncio is not used because importing it in the guest costs half a second of boot under TCG (FACTS.md).
+asyncio is not used because importing it in the guest costs half a second of boot under TCG (FACTS.md); `selectors`
+because it does in Python, several times per connection, what `select.poll` and `select.epoll` do in C.
 """
 
 from __future__ import annotations
 
 import heapq
-import selectors
+import select
 import sys
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 Callback = Callable[[], None]
+_IN, _OUT = 0x1, 0x4
+"""POLLIN and POLLOUT, which are EPOLLIN and EPOLLOUT too. Anything else that is told concerns both directions."""
+
+
+class Poller(Protocol):
+    """`select.poll` and, where no regular file is watched, `select.epoll`."""
+
+    def register(self, fd: int, mask: int, /) -> None:
+        """Watch `fd`."""
+
+    def modify(self, fd: int, mask: int, /) -> None:
+        """Watch `fd` for something else."""
+
+    def unregister(self, fd: int, /) -> None:
+        """Watch `fd` no more."""
+
+    def poll(self, timeout: float | None = None, /) -> list[tuple[int, int]]:
+        """What happened, by descriptor; the timeout is in milliseconds for poll, in seconds for epoll."""
+
+
+_NOTHING: tuple[Callback | None, Callback | None] = (None, None)
 
 
 class Timer:
@@ -34,28 +57,32 @@ class Timer:
 class Loop:
     """Runs callbacks for readable and writable descriptors and for timers until `stop`."""
 
-    def __init__(self, selector: selectors.BaseSelector | None = None) -> None:
-        # poll, not epoll: standard input may be a regular file, which epoll refuses.
+    def __init__(self, *, many: bool = False) -> None:
+        """`many` descriptors, none of them a regular file: what that takes does not grow with their number."""
+        # poll, not epoll, by default: standard input may be a regular file, which epoll refuses.
         # macOS: poll cannot watch terminals, select can.
-        self._selector = selector or (
-            selectors.SelectSelector() if sys.platform == "darwin" else selectors.PollSelector()
+        epoll = many and sys.platform == "linux"
+        self._poller: Poller = (
+            select.epoll() if epoll else _Select() if sys.platform == "darwin" else select.poll()
         )
+        self._unit = 1 if epoll else 1000
+        self._watched: dict[int, tuple[Callback | None, Callback | None]] = {}
         self._timers: list[Timer] = []
         self._running = False
         self._after: list[Callback] = []
 
     def on_readable(self, fd: int, callback: Callback | None) -> None:
         """Call back whenever `fd` can be read or is at its end; None stops that."""
-        self._watch(fd, selectors.EVENT_READ, callback)
+        self._watch(fd, callback, self._watched.get(fd, _NOTHING)[1])
 
     def on_writable(self, fd: int, callback: Callback | None) -> None:
         """Call back whenever `fd` can be written or is broken; None stops that."""
-        self._watch(fd, selectors.EVENT_WRITE, callback)
+        self._watch(fd, self._watched.get(fd, _NOTHING)[0], callback)
 
     def forget(self, fd: int) -> None:
         """Watch `fd` no more; call before closing it."""
-        if fd in self._selector.get_map():
-            self._selector.unregister(fd)
+        if self._watched.pop(fd, None) is not None:
+            self._poller.unregister(fd)
 
     def after(self, callback: Callback) -> None:
         """Call `callback` at the end of every round: where output that a round produced is written."""
@@ -80,16 +107,19 @@ class Loop:
         self._running = False
 
     def close(self) -> None:
-        """Release the selector."""
-        self._selector.close()
+        """Release the poller."""
+        if sys.platform == "linux" and isinstance(self._poller, select.epoll):
+            self._poller.close()
 
     def _round(self) -> None:
-        for key, ready in self._selector.select(self._timeout()):
-            for event in (selectors.EVENT_READ, selectors.EVENT_WRITE):
-                callback = key.data[event == selectors.EVENT_WRITE]
-                # An earlier callback of this round may have closed the descriptor, or given its number to another.
-                if ready & event and callback is not None and self._still(key.fd, event, callback):
-                    callback()
+        watched = self._watched
+        events = [(fd, told, watched.get(fd, _NOTHING)) for fd, told in self._poller.poll(self._timeout())]
+        for fd, told, (readable, writable) in events:
+            # An earlier callback of this round may have closed the descriptor, or given its number to another.
+            if told & ~_OUT and readable is not None and watched.get(fd, _NOTHING)[0] == readable:
+                readable()
+            if told & ~_IN and writable is not None and watched.get(fd, _NOTHING)[1] == writable:
+                writable()
         now = time.monotonic()
         while self._timers and self._timers[0].due <= now:
             callback = heapq.heappop(self._timers).callback
@@ -98,26 +128,40 @@ class Loop:
         for after in self._after:
             after()
 
-    def _still(self, fd: int, event: int, callback: Callback) -> bool:
-        key = self._selector.get_map().get(fd)
-        return key is not None and key.data[event == selectors.EVENT_WRITE] == callback
-
     def _timeout(self) -> float | None:
         while self._timers and self._timers[0].callback is None:
             heapq.heappop(self._timers)
-        return max(0.0, self._timers[0].due - time.monotonic()) if self._timers else None
+        return max(0.0, self._timers[0].due - time.monotonic()) * self._unit if self._timers else None
 
-    def _watch(self, fd: int, event: int, callback: Callback | None) -> None:
-        key = self._selector.get_map().get(fd)
-        readable, writable = key.data if key is not None else (None, None)
-        if event == selectors.EVENT_READ:
-            readable = callback
-        else:
-            writable = callback
-        events = (selectors.EVENT_READ if readable else 0) | (selectors.EVENT_WRITE if writable else 0)
-        if not events:
+    def _watch(self, fd: int, readable: Callback | None, writable: Callback | None) -> None:
+        if readable is None and writable is None:
             self.forget(fd)
-        elif key is None:
-            self._selector.register(fd, events, (readable, writable))
-        else:
-            self._selector.modify(fd, events, (readable, writable))
+            return
+        mask = (_IN if readable else 0) | (_OUT if writable else 0)
+        (self._poller.modify if fd in self._watched else self._poller.register)(fd, mask)
+        self._watched[fd] = readable, writable
+
+
+class _Select:
+    """The same over select(2)."""
+
+    def __init__(self) -> None:
+        self._masks: dict[int, int] = {}
+
+    def register(self, fd: int, mask: int) -> None:
+        self._masks[fd] = mask
+
+    modify = register
+
+    def unregister(self, fd: int) -> None:
+        del self._masks[fd]
+
+    def poll(self, timeout: float | None = None) -> list[tuple[int, int]]:
+        masks = self._masks
+        readable, writable, _ = select.select(
+            [fd for fd, mask in masks.items() if mask & _IN],
+            [fd for fd, mask in masks.items() if mask & _OUT],
+            [],
+            None if timeout is None else timeout / 1000,
+        )
+        return [(fd, _IN) for fd in readable] + [(fd, _OUT) for fd in writable]
