@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from airlockd.protocol.frames import Header
     from airlockd.protocol.loop import Loop, Timer
 
-PROTOCOL_VERSION = 7
+PROTOCOL_VERSION = 8
 ATTEMPTS = 3
 LIFE_SECONDS = float(os.environ.get("AIRLOCK_LIFE_SECONDS", "30"))
 """From the start of QEMU to the first byte on the console. A healthy boot says something within two seconds."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from airlock_runner.config import ProjectConfig
     from airlock_runner.config.model import MountConfig
+    from airlock_runner.machine.virtiofs import Daemon
 
 MAX_MOUNTS = 16
 """Each is a device of its own on the machine's bus."""
@@ -94,6 +95,24 @@ def settle(config: ProjectConfig, root: Path) -> Mounts:
         take(bind.path, f"disk.bind {name}", "disk", "bind", name)
         places.append({"kind": "bind", "target": bind.path, "directory": name})
     return Mounts(tuple(shares), tuple(files), tuple(places), tuple(warnings))
+
+
+def over_virtiofs(mounts: Mounts, daemon: Daemon) -> Mounts:
+    """The same with every share that the sandbox may write to served by `daemon`.
+
+    What is read-only stays with QEMU, which enforces that; the older virtiofsd cannot.
+    """
+    served = {share.tag for share in mounts.shares if not share.read_only}
+    return replace(
+        mounts,
+        shares=tuple(
+            replace(share, daemon=daemon if share.tag in served else None) for share in mounts.shares
+        ),
+        places=tuple(
+            {**place, "filesystem": "virtiofs"} if place.get("tag") in served else place
+            for place in mounts.places
+        ),
+    )
 
 
 def _share(tag: str, target: str, *, read_only: bool) -> dict[str, Any]:

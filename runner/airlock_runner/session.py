@@ -12,7 +12,7 @@ import secrets
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from airlock_runner import approval, daemons, promises, timeline
@@ -21,7 +21,8 @@ from airlock_runner.defaults import CommandDefaults, working_directory
 from airlock_runner.files import Files
 from airlock_runner.machine import accel
 from airlock_runner.machine.qemu import find_qemu
-from airlock_runner.mounts import settle, writable_by_sandbox
+from airlock_runner.machine.virtiofs import choose_daemon
+from airlock_runner.mounts import over_virtiofs, settle, writable_by_sandbox
 from airlock_runner.net.network import Network
 from airlock_runner.net.settle import POWER
 from airlock_runner.project import DISK, Project, State, now
@@ -102,6 +103,10 @@ def start(request: StartRequest) -> int:
     with project.lock() as lock:
         settle_disk_size(request)
         mounts = settle(request.config, project.root)
+        daemon = choose_daemon(request.config.vm.share, cold=request.states is None)
+        if daemon is not None:
+            # A machine whose memory another process serves cannot be saved or restored.
+            mounts, request = over_virtiofs(mounts, daemon), replace(request, states=None)
         asked = daemons.asked(request.config.daemons, project.root)
         network = Network(request.config.network, project, writable_by_sandbox(request.config, project.root))
         session = _Session(request, mounts, asked, network, lock)

@@ -23,6 +23,7 @@ class Place(NamedTuple):
     tag: str
     directory: str
     file: int = -1
+    virtiofs: bool = False
 
 
 def arrange(asked: Sequence[Mapping[str, Any]], home: str) -> list[Place]:
@@ -50,7 +51,10 @@ def _place(asked: Mapping[str, Any], home: str) -> Place:
     ):
         raise ValueError(f"bad directory {directory!r}")
     file = int(asked["file"]) if kind == "file" else -1
-    return Place(kind, target, bool(asked.get("read_only")), str(asked.get("tag", "")), directory, file)
+    return Place(
+        kind, target, bool(asked.get("read_only")), str(asked.get("tag", "")), directory, file,
+        asked.get("filesystem") == "virtiofs",
+    )  # fmt: skip
 
 
 def _depth(place: Place) -> tuple[int, int]:

@@ -24,7 +24,9 @@ CACHE = f"{disk.DISK}/cache"
 FILES = f"{disk.DISK}/files"
 EMPTY = "/empty"
 _ROOT_KEY = f"{OVERLAY}/root-key"
-_9P = "trans=virtio,version=9p2000.L,msize=1048576,cache=mmap,access=client"
+# cache=mmap is what shared mappings need. With directio nothing else uses the cache: the kernel does not look whether
+# the host has changed a file as long as any process of the guest has it open.
+_9P = "trans=virtio,version=9p2000.L,msize=1048576,cache=mmap,directio,access=client"
 
 
 class FilePlace(NamedTuple):
@@ -111,7 +113,8 @@ class Root:
 
     def _put(self, place: Place, account: User) -> None:
         if place.kind == "share":
-            self._mount(place.tag, place.target, "9p", linux.MS_RDONLY if place.read_only else 0, _9P)
+            kind, options = ("virtiofs", "") if place.virtiofs else ("9p", _9P)
+            self._mount(place.tag, place.target, kind, linux.MS_RDONLY if place.read_only else 0, options)
         elif place.kind == "cache":
             directory = f"{CACHE}/{place.directory}"
             if not os.path.isdir(directory):

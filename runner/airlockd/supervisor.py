@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from airlockd import files
     from airlockd.protocol.mux import Message
 
-VERSION = 7
+VERSION = 8
 """Of the calls below; the host refuses an image whose airlockd speaks another."""
 GRACE = 2.0
 """Seconds that processes left over at shutdown have between SIGTERM and SIGKILL."""

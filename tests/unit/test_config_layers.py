@@ -291,6 +291,7 @@ def test_show_tells_each_value_with_its_place(
         'memory = "300 MB"  # airlock.local.yaml:1\n'
         "# harden: the image's, or true\n"
         "# verify_kernel: true\n"
+        "# share: auto\n"
         "# kernel: the image's\n"
         "# initrd: the image's\n"
         "# user: root\n"

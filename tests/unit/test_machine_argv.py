@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from airlock_runner.machine.argv import Channels, MachineSpec, Share, kernel_command_line, qemu_argv
+from airlock_runner.machine.virtiofs import Daemon
 
 SPEC = MachineSpec(
     qemu=Path("/usr/bin/qemu-system-x86_64"),
@@ -78,6 +79,20 @@ def argv(**changes: object) -> list[str]:
 )
 def test_what_is_there(changes: dict[str, object], expected: tuple[str, str]) -> None:
     assert expected in pairs(argv(**changes))
+
+
+def test_a_share_over_virtiofs_needs_memory_that_its_daemon_can_reach() -> None:
+    daemon = Daemon(Path("/v"), rust=True)
+    shares = (Share("project", Path("/p"), daemon=daemon), Share("mount0", Path("/m"), read_only=True))
+    words = qemu_argv(replace(SPEC, shares=shares), replace(CHANNELS, shares=(20,)))
+    assert {
+        ("-object", "memory-backend-memfd,id=ram,size=512M,share=on"),
+        ("-machine", "q35,usb=off,sata=off,smbus=off,vmport=off,memory-backend=ram"),
+        ("-chardev", "socket,id=project,fd=20"),
+        ("-device", "vhost-user-fs-pci,chardev=project,tag=project"),
+        ("-device", "virtio-9p-pci,fsdev=mount0,mount_tag=mount0,disable-legacy=on"),
+    } <= pairs(words)
+    assert "memory-backend" not in " ".join(argv(shares=shares[1:]))
 
 
 def test_nothing_but_what_was_asked_for() -> None:

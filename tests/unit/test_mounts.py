@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from airlock_runner.config import load_config
 from airlock_runner.files import FileMount
 from airlock_runner.machine.argv import Share
-from airlock_runner.mounts import MAX_FILES, MAX_MOUNTS, Mounts, settle
+from airlock_runner.machine.virtiofs import Daemon
+from airlock_runner.mounts import MAX_FILES, MAX_MOUNTS, Mounts, over_virtiofs, settle
 from airlock_store.errors import ConfigError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.fixture
@@ -142,6 +140,17 @@ def test_the_number_of_mounts_is_bounded(root: Path) -> None:
     (root / "file").touch()
     text = "".join(f'[mounts.m{n}]\nsource = "file"\ntarget = "/m/{n}"\n' for n in range(MAX_FILES + 1))
     assert f"more than {MAX_FILES} files" in refusal(root, text)
+
+
+def test_what_is_read_only_stays_with_qemu(root: Path) -> None:
+    for name in ("a", "b"):
+        (root / name).mkdir()
+    daemon = Daemon(Path("/v"), rust=True)
+    settled = mounts(root, '[mounts.a]\nsource = "a"\n[mounts.b]\nsource = "b"\nread_only = true\n')
+    served = over_virtiofs(settled, daemon)
+    assert [share.daemon for share in served.shares] == [daemon, daemon, None]
+    kinds = [place.get("filesystem") for place in served.places if place["kind"] == "share"]
+    assert kinds == ["virtiofs", "virtiofs", None]
 
 
 def test_a_file_is_no_share(root: Path, tmp_path: Path) -> None:

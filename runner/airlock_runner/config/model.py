@@ -137,6 +137,11 @@ class VmConfig:
         default=True, unset="true",
     )  # fmt: skip
 
+    share: Literal["auto", "9p", "virtiofs"] = setting(
+        "how directories of the host are shared: by QEMU itself, or by the helper virtiofsd",
+        default="auto",
+        unset="auto",
+    )
     kernel: str | None = setting(
         "a kernel to boot instead of the image's: absolute, below `~`, or relative to the project",
         unset="the image's", parse=parse_path, schema=PATH_SCHEMA,

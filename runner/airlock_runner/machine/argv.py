@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from airlock_runner.machine.virtiofs import Daemon
+
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A host directory offered over 9p under `tag` (at most 31 bytes)."""
+    """A host directory offered under `tag` (at most 31 bytes): over 9p, or over virtio-fs by this `daemon`."""
 
     tag: str
     source: Path
     read_only: bool = False
+    daemon: Daemon | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,9 @@ class Channels:
     control: int
     network: int
     monitor: int | None = None
+    _: KW_ONLY
+    shares: tuple[int, ...] = ()
+    """One for each share that a daemon serves, in their order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +86,7 @@ def qemu_argv(spec: MachineSpec, channels: Channels) -> list[str]:
         *("-name", "airlock"),
         *("-nodefaults", "-no-user-config", "-no-reboot"),
         *("-display", "none"),
-        *("-machine", _MACHINES[spec.arch] + (",memory-backend=ram" if spec.ram else "")),
+        *("-machine", _MACHINES[spec.arch] + (",memory-backend=ram" if _memory(spec) else "")),
         *("-accel", _accelerator(spec)),
         *("-cpu", "host" if spec.accelerator != "tcg" else _TCG_CPUS[spec.arch]),
         *("-smp", str(spec.cpus)),
@@ -98,7 +104,7 @@ def qemu_argv(spec: MachineSpec, channels: Channels) -> list[str]:
         *_port("network", channels.network, 2),
         *_disk("image", spec.rootfs, read_only=True),
         *_disk("disk", spec.disk, read_only=False),
-        *_shares(spec.shares),
+        *_shares(spec.shares, channels.shares),
     ]
     if channels.monitor is not None:
         argv += [
@@ -134,12 +140,13 @@ def _accelerator(spec: MachineSpec) -> str:
 
 def _memory(spec: MachineSpec) -> list[str]:
     ram = spec.ram
+    size = spec.memory // _MIB
     if ram is None:
-        return []
+        # What serves a share reads and writes the guest's memory.
+        shared = any(share.daemon for share in spec.shares)
+        return ["-object", f"memory-backend-memfd,id=ram,size={size}M,share=on"] if shared else []
     share = "on" if ram.shared else "off"
-    backend = (
-        f"memory-backend-file,id=ram,size={spec.memory // _MIB}M,mem-path={_escape(ram.file)},share={share}"
-    )
+    backend = f"memory-backend-file,id=ram,size={size}M,mem-path={_escape(ram.file)},share={share}"
     return ["-object", backend, *(("-incoming", "defer") if ram.incoming is not None else ())]
 
 
@@ -162,9 +169,14 @@ def _disk(name: str, path: Path, *, read_only: bool) -> Sequence[str]:
     )
 
 
-def _shares(shares: Sequence[Share]) -> list[str]:
+def _shares(shares: Sequence[Share], connections: Sequence[int]) -> list[str]:
     argv: list[str] = []
+    connected = iter(connections)
     for share in shares:
+        if share.daemon is not None:
+            argv += ["-chardev", f"socket,id={share.tag},fd={next(connected)}"]
+            argv += ["-device", f"vhost-user-fs-pci,chardev={share.tag},tag={share.tag}"]
+            continue
         access = ",readonly=on" if share.read_only else ""
         options = (
             f"local,id={share.tag},path={_escape(share.source)},security_model=none,multidevs=remap{access}"

@@ -12,6 +12,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from airlock_runner.machine.argv import Channels, MachineSpec, qemu_argv
+from airlock_runner.machine.virtiofs import Helper
 from airlock_runner.timeline import mark
 from airlock_store.errors import MachineError
 
@@ -35,24 +36,36 @@ class Machine:
         theirs = [pair[1] for pair in pairs]
         self.console, self.control, self.network = (pair[0].detach() for pair in pairs[:3])
         self.monitor = pairs[3][0] if monitored else None
-        argv = qemu_argv(spec, Channels(*(end.fileno() for end in theirs)))
+        self._helpers: list[Helper] = []
         try:
+            # No thread of ours runs at this time.
+            prepare = _die_with(os.getpid())
+            for share in spec.shares:
+                if share.daemon is not None:
+                    self._helpers.append(Helper(share.daemon, share.source, prepare))
+            served = [helper.connection.fileno() for helper in self._helpers]
+            argv = qemu_argv(spec, Channels(*(end.fileno() for end in theirs), shares=tuple(served)))
             self._process = subprocess.Popen(
                 argv,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                pass_fds=[*(end.fileno() for end in theirs), *keep],
+                pass_fds=[*(end.fileno() for end in theirs), *served, *keep],
                 # Ctrl-C on our terminal is for the command inside, never for the machine.
                 process_group=0,
-                # No thread of ours runs at this time.
-                preexec_fn=_die_with(os.getpid()),  # noqa: PLW1509
+                preexec_fn=prepare,  # noqa: PLW1509
             )
-        except OSError as error:
+        except (OSError, MachineError) as error:
+            for helper in self._helpers:
+                helper.close()
+            if isinstance(error, MachineError):
+                raise
             raise MachineError(f"{spec.qemu} cannot be started: {error.strerror}") from error
         finally:
             for end in theirs:
                 end.close()
+            for helper in self._helpers:
+                helper.forget()
         mark("QEMU started")
         self.pid = self._process.pid
         self._tail = bytearray()
@@ -87,10 +100,13 @@ class Machine:
         self._process.wait()
 
     def wait(self) -> tuple[int, str]:
-        """Its exit status and what it said on stderr (at most 4 KiB), after it closed its sockets."""
+        """Its exit status and what it and its helpers said on stderr (at most 4 KiB), after it closed its sockets."""
         assert self._process.stderr is not None
         said = self._process.stderr.read(4096).decode("utf-8", "replace").strip()
-        return self._process.wait(), said
+        status = self._process.wait()
+        return status, "\n".join(
+            text for text in (said, *(helper.said() for helper in self._helpers)) if text
+        )
 
     def take_network(self) -> int:
         """Our end of its network port, from now on the caller's to close."""
@@ -101,6 +117,8 @@ class Machine:
         """Kill it if need be and release everything but `control`, which its link closes."""
         if self._process.poll() is None:
             self.kill()
+        for helper in self._helpers:
+            helper.close()
         if self._process.stderr is not None:
             self._process.stderr.close()
         os.close(self.console)
