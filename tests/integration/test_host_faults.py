@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 
     from conftest import Airlock
 
+    from airlock_store.store import Store
+
 pytestmark = pytest.mark.usefixtures("base_image")
 
 
-def in_small_filesystem(tmp_path: Path, script: str, size: str) -> str:
+def in_small_filesystem(tmp_path: Path, script: str, size: str, **variables: str) -> str:
     """What a bash script says on both outputs, in an empty directory on a filesystem of its own of `size`.
 
     `mount -o remount,size=... .` changes that. In a mount namespace, for which nobody has to be root.
@@ -34,7 +36,7 @@ def in_small_filesystem(tmp_path: Path, script: str, size: str) -> str:
     """
     done = subprocess.run(
         ["unshare", "--mount", "--map-root-user", "bash", "-c", prelude + script],
-        env={**os.environ, "AIRLOCK": os.fspath(COMMAND)},
+        env={**os.environ, "AIRLOCK": os.fspath(COMMAND), **variables},
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=600, check=False,
     )  # fmt: skip
     return done.stdout.decode()
@@ -79,6 +81,36 @@ def test_no_room_for_a_new_disk(tmp_path: Path) -> None:
     assert "No space left on device" in full
     assert "Traceback" not in full
     assert rest == "fine\nroom: 0\n", said
+
+
+@pytest.mark.parametrize(
+    ("options", "fault", "reason"),
+    [
+        # Its RAM is a file there, which the machine cannot write any more while it boots.
+        (
+            "size=2g",
+            'until [ -e "$STATES"/.new-*/ram ]; do :; done; mount -o remount,size=12m "$STATES"',
+            "ended with status -7",
+        ),
+        # There is a file for the RAM, and none for the rest of the state.
+        ("size=2g,nr_inodes=8", ":", "could not be saved: [Errno 28] No space left on device"),
+    ],
+    ids=["RAM", "device"],
+)
+def test_a_disk_that_fills_up_while_a_state_is_saved(
+    tmp_path: Path, store: Store, options: str, fault: str, reason: str
+) -> None:
+    """On a filesystem of its own over the directory of states, which nobody else sees."""
+    script = f"""
+        mkdir -p "$STATES"; mount -t tmpfs -o {options},mode=700 none "$STATES"
+        $AIRLOCK start -v -- echo fine & {fault} || echo "no fault"
+        wait $!; echo "code: $?"; ls -A "$STATES" | grep -v lock
+    """
+    said = in_small_filesystem(tmp_path, script, "1g", STATES=os.fspath(store.root / "states"))
+    (line,) = [line for line in said.splitlines() if line.startswith("airlock: no saved state: ")]
+    assert reason in line
+    assert line.endswith("; booting cold")
+    assert said.endswith("fine\ncode: 0\n"), said
 
 
 def test_a_read_only_project(tmp_path: Path) -> None:
