@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import atheris
 else:
     with contextlib.suppress(ImportError):
@@ -137,15 +139,15 @@ def one_input(data: bytes) -> None:
     feed(data[1:] if data[:1] == b"r" else frames(data[1:]))
 
 
-def main() -> None:
+def main(one_input: Callable[[bytes], None], seeds: list[bytes]) -> None:
     """Options are libFuzzer's; the last argument is the directory of the corpus."""
     corpus = Path(sys.argv[-1])
     corpus.mkdir(parents=True, exist_ok=True)
-    for number, seed in enumerate(seeds()):
+    for number, seed in enumerate(seeds):
         (corpus / f"seed-{number}").write_bytes(seed)
     atheris.Setup(sys.argv, one_input)
     atheris.Fuzz()
 
 
 if __name__ == "__main__":
-    main()
+    main(one_input, seeds())

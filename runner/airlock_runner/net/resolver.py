@@ -35,10 +35,9 @@ Addresses = tuple["Address", ...]
 class Ticket:
     """A lookup that somebody waits for; `cancel` makes it nobody's."""
 
-    __slots__ = ("name", "then")
+    __slots__ = ("then",)
 
-    def __init__(self, name: str, then: Callable[[Addresses], None]) -> None:
-        self.name = name
+    def __init__(self, then: Callable[[Addresses], None]) -> None:
         self.then: Callable[[Addresses], None] | None = then
 
     def cancel(self) -> None:
@@ -46,15 +45,31 @@ class Ticket:
         self.then = None
 
 
+class _Job:
+    """A name that is looked up, for all that asked for it meanwhile. `answer` is None where nobody waited."""
+
+    __slots__ = ("answer", "name", "tickets")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.tickets: list[Ticket] = []
+        self.answer: Addresses | None = None
+
+    @property
+    def wanted(self) -> bool:
+        return any(ticket.then is not None for ticket in self.tickets)
+
+
 class Resolver:
     """Asks for names in threads that are made as needed; answers come from the loop. `look_up` does one name."""
 
     def __init__(self, loop: Loop, look_up: Callable[[str], Addresses] | None = None) -> None:
         self._loop, self._look_up = loop, look_up or look_up_name
-        self._waiting: queue.SimpleQueue[Ticket] = queue.SimpleQueue()
-        self._done: deque[tuple[Ticket, Addresses]] = deque()
+        self._waiting: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._done: deque[_Job] = deque()
+        self._jobs: dict[str, _Job] = {}
         self._threads = 0
-        self._busy = 0
+        self._lock = threading.Lock()
         self._cache: dict[str, tuple[float, Addresses]] = {}
         self._read, self._write = os.pipe()
         os.set_blocking(self._read, False)
@@ -63,13 +78,17 @@ class Resolver:
 
     def resolve(self, name: str, then: Callable[[Addresses], None]) -> Ticket:
         """Call `then` with the addresses of `name`, none where there are none; never at once."""
-        ticket = Ticket(name, then)
-        self._busy += 1
-        self._waiting.put(ticket)
-        if self._threads < min(self._busy, MAX_THREADS):
-            self._threads += 1
-            # A daemon: one that waits for a dead name server does not hold up the end of the sandbox.
-            threading.Thread(target=self._work, name="resolve", daemon=True).start()
+        ticket = Ticket(then)
+        job = self._jobs.get(name)
+        if job is None:
+            job = self._jobs[name] = _Job(name)
+            self._waiting.put(job)
+        job.tickets.append(ticket)
+        with self._lock:
+            if self._threads < min(len(self._jobs), MAX_THREADS):
+                self._threads += 1
+                # A daemon: one that waits for a dead name server does not hold up the end of the sandbox.
+                threading.Thread(target=self._work, name="resolve", daemon=True).start()
         return ticket
 
     def cached(self, name: str) -> Addresses | None:
@@ -78,41 +97,51 @@ class Resolver:
         return found[1] if found is not None and found[0] > time.monotonic() else None
 
     def close(self) -> None:
-        """Stop listening to the threads."""
+        """Have the threads end, each when it is done with its name."""
         self._loop.forget(self._read)
         os.close(self._read)
-        # The other end stays open: a thread that still works on a name has its number.
+        with self._lock:
+            for _ in range(self._threads):
+                self._waiting.put(None)
+            if not self._threads:
+                os.close(self._write)
 
     def _work(self) -> None:
-        while True:
-            ticket = self._waiting.get()
-            addresses: Addresses = ()
-            if ticket.then is not None:
+        while (job := self._waiting.get()) is not None:
+            if job.wanted:
                 try:
-                    addresses = self._look_up(ticket.name)
+                    job.answer = self._look_up(job.name)
                 except (OSError, UnicodeError):
-                    pass
-            self._done.append((ticket, addresses))
+                    job.answer = ()
+            self._done.append(job)
             try:
                 os.write(self._write, b"x")
-            except BlockingIOError:
-                # A full pipe is word enough.
-                pass
             except OSError:
-                return
+                # A full pipe is word enough; a closed one is the end.
+                pass
+        with self._lock:
+            self._threads -= 1
+            if not self._threads:
+                os.close(self._write)
 
     def _deliver(self) -> None:
         os.read(self._read, 4096)
         while self._done:
-            ticket, addresses = self._done.popleft()
-            self._busy -= 1
-            if ticket.then is None:
+            job = self._done.popleft()
+            if job.answer is None and job.wanted:
+                # Somebody asked just after it was put aside.
+                self._waiting.put(job)
                 continue
-            self._cache.pop(ticket.name, None)
+            del self._jobs[job.name]
+            if job.answer is None:
+                continue
+            self._cache.pop(job.name, None)
             if len(self._cache) >= MAX_CACHED:
                 del self._cache[next(iter(self._cache))]
-            self._cache[ticket.name] = (time.monotonic() + CACHE_SECONDS, addresses)
-            ticket.then(addresses)
+            self._cache[job.name] = (time.monotonic() + CACHE_SECONDS, job.answer)
+            for ticket in job.tickets:
+                if ticket.then is not None:
+                    ticket.then(job.answer)
 
 
 def look_up_name(name: str) -> Addresses:

@@ -1,0 +1,132 @@
+"""Hostile bytes against the host's end of the network port: `feed` for tests of properties, `make fuzz` for atheris.
+
+Whatever arrives, the link goes on or is closed with a reason, and nothing that the policy denies is looked up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wire import frames, main
+
+if TYPE_CHECKING:
+    import atheris
+
+    from airlockd.protocol.mux import Message
+else:
+    with contextlib.suppress(ImportError):
+        import atheris
+
+# What is imported here is what atheris watches.
+with atheris.instrument_imports() if "atheris" in globals() else contextlib.nullcontext():
+    from airlock_runner.config.network_model import NetworkConfig, RuleConfig
+    from airlock_runner.net.journal import _encode
+    from airlock_runner.net.network import policy_of
+    from airlock_runner.net.reading import _parse
+    from airlock_runner.net.resolver import Ticket
+    from airlock_runner.net.service import Service
+    from airlock_runner.net.settle import HostSocket, Settled, ToHost
+    from airlockd.protocol.frames import encode
+    from airlockd.protocol.link import Link
+    from airlockd.protocol.loop import Loop
+    from airlockd.protocol.mux import NETWORK_WINDOW
+
+ALLOWED = "name.test"
+CONFIG = NetworkConfig(
+    policy="deny-by-default", rules={"r": RuleConfig(allow=(ALLOWED,), deny=("*.evil.test", "10.0.0.0/8"))}
+)
+POLICY = policy_of(CONFIG)
+SETTLED = Settled(
+    CONFIG, {3000: ToHost(3000, 1, "p")}, (), {"s": HostSocket("s", Path("/nowhere/s"), "/s", None)}, ()
+)
+
+
+class _Resolver:
+    """Never answers; sees to it that only what is allowed is asked."""
+
+    def resolve(self, name: str, then: Any) -> Ticket:
+        assert name == ALLOWED, name
+        return Ticket(then)
+
+    def cached(self, _name: str) -> None:
+        return None
+
+    def close(self) -> None:
+        pass
+
+
+def feed(data: bytes) -> str | None:
+    """Have the host's end of a port read `data` and then the end; gives the reason of the close, if any."""
+    read, write = os.pipe()
+    loop = Loop()
+    closed: list[str | None] = []
+    logged: list[bytes] = []
+
+    def on_close(reason: str | None) -> None:
+        closed.append(reason)
+        service.close()
+
+    def on_message(message: Message) -> None:
+        service.on_message(message)
+
+    link = Link(loop, read, on_message, on_close, window=NETWORK_WINDOW)
+    service = Service(
+        loop, link, SETTLED, POLICY, log=lambda record: logged.append(_encode(record.values()).encode())
+    )
+    service._resolver = _Resolver()  # type: ignore[assignment]
+    # An answer goes nowhere: a pipe has no way back.
+    link.flush = lambda: link.mux.written(link.mux.output_size)  # type: ignore[method-assign]
+    os.set_blocking(write, False)
+    view = memoryview(data)
+    while view and not closed:
+        with contextlib.suppress(BlockingIOError):
+            view = view[os.write(write, view) :]
+        link._read()
+    os.close(write)
+    while not closed:
+        link._read()
+    loop.close()
+    assert not service.connections
+    assert not service._waiting
+    for line in logged:
+        assert _parse(b'{"time":"t",' + line[1:]) is not None
+    return closed[0]
+
+
+def seeds() -> list[bytes]:
+    """Frames of each kind to begin with."""
+    tcp = {
+        "t": "call",
+        "op": "connect",
+        "id": 1,
+        "stream": 1,
+        "kind": "tcp",
+        "port": 443,
+        "address": "10.2.0.1",
+    }
+    headers: list[dict[str, Any]] = [
+        {**tcp, "name": ALLOWED},
+        {**tcp, "name": "a.evil.test"},
+        {**tcp, "name": "0x7f.1"},
+        {**tcp, "name": None, "address": "::ffff:1.2.3.4"},
+        {"t": "call", "op": "connect", "id": 2, "stream": 3, "kind": "port", "port": 3000},
+        {"t": "call", "op": "connect", "id": 3, "stream": 5, "kind": "socket", "name": "s"},
+        {"t": "call", "op": "name", "id": 4, "name": "name.test."},
+        {"t": "reply", "id": 1},
+        {"t": "reset", "s": 1},
+    ]
+    wires = [b"".join(map(bytes, encode(header))) for header in headers]
+    wires.append(wires[0] + b"".join(map(bytes, encode({"t": "data", "s": 1}, b"data"))))
+    return [b"r" + wire for wire in wires] + [b"f" + wire[8:] for wire in wires]
+
+
+def one_input(data: bytes) -> None:
+    """For atheris: the first byte says whether the rest is the wire itself or frames without their lengths."""
+    feed(data[1:] if data[:1] == b"r" else frames(data[1:]))
+
+
+if __name__ == "__main__":
+    main(one_input, seeds())

@@ -1,0 +1,54 @@
+"""The host's end of the network port against hostile bytes; `make fuzz` goes on where this ends."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "fuzz"))
+from network import feed, one_input, seeds
+
+_odd = st.sampled_from(
+    [0, -1, 1, 3, 443, 65536, 2**53, True, None, 1.5, "1", "name.test", "NAME.test.", "x.evil.test", "10.2.0.1", "\0",
+     "::ffff:10.0.0.1", "0x7f.1", "\ud800", "é.test", "a" * 300, "a" * 1100, [1], {"a": 1}, "tcp", "port", "socket",
+     "s"]
+)  # fmt: skip
+_keys = st.sampled_from(["t", "s", "id", "stream", "kind", "name", "address", "port", "errno"])
+_start = {"t": "call", "op": "connect", "id": 1, "stream": 1, "kind": "tcp", "name": "name.test", "address": "10.2.0.1",
+          "port": 443}  # fmt: skip
+_headers = st.builds(
+    lambda values, op: {**_start, "op": op, **values},
+    st.dictionaries(_keys, _odd, max_size=3),
+    st.sampled_from(["connect", "connect", "name", "dial"]),
+)
+_streams = st.builds(
+    lambda kind, stream: {"t": kind, "s": stream, "n": 1}, st.sampled_from(["data", "end", "credit", "reset"]),
+    st.sampled_from([1, 2, 3]),
+)  # fmt: skip
+
+
+def wire_of(header: dict[str, object], payload: bytes) -> bytes:
+    # Not by `encode`, which does not send all that can be said.
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(4, "big") + len(payload).to_bytes(4, "big") + text + payload
+
+
+@settings(max_examples=400)
+@given(st.lists(st.tuples(_headers | _streams, st.sampled_from([b"", b"", b"data"])), max_size=6))
+def test_requests_with_odd_values_never_raise(said: list[tuple[dict[str, object], bytes]]) -> None:
+    reason = feed(b"".join(wire_of(*each) for each in said))
+    assert reason is None or reason.startswith("protocol error: ")
+
+
+@given(st.sampled_from(seeds()), st.integers(0, 300), st.binary(max_size=4))
+def test_requests_with_a_flaw_never_raise(seed: bytes, position: int, flaw: bytes) -> None:
+    one_input(seed[:position] + flaw + seed[position + len(flaw) :])
+
+
+def test_the_seeds_are_requests() -> None:
+    assert feed(seeds()[0][1:]) is None
+    assert feed(seeds()[7][1:]) == "protocol error: an answer to call 1, which was not made"
