@@ -38,7 +38,7 @@ class Finding:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(as_json: bool) -> int:
     """Check this machine: QEMU, acceleration, disk, memory, tools. Exit code 1 if sandboxes cannot run here."""
-    findings = [*_machine(), _disk(), _memory(), *_builder()]
+    findings = [*_machine(), _shares(), _disk(), _memory(), *_builder()]
     if as_json:
         say_json([asdict(finding) for finding in findings])
     else:
@@ -72,6 +72,15 @@ def _machine() -> Iterator[Finding]:
     slow = chosen == "tcg"
     hint = "without hardware acceleration sandboxes work, but several times slower" if slow else ""
     yield Finding("accelerator", WARNING if slow else OK, f"{chosen}: {reason}", hint)
+
+
+def _shares() -> Finding:
+    from airlock_runner.machine.virtiofs import find_daemon
+
+    try:
+        return Finding("virtiofs", OK, f'can be had with [vm] share = "virtiofs" ({find_daemon().program})')
+    except AirlockError as error:
+        return Finding("virtiofs", OK, f"not used, shares are 9p: {error.message}")
 
 
 def _any_image(arch: str) -> Image | None:

@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 PAUSE_SECONDS = 0.05
 """Between two transfers that the sandbox asks for: it may ask without end."""
 
+MAX_TOLD = 20
+"""Different troubles of a session that are told."""
+
 
 @dataclass(frozen=True, slots=True)
 class FileMount:
@@ -86,6 +89,7 @@ class Files:
         self._files: list[_File] = []
         self._watch = Watch(loop)
         self._busy = False
+        self._told: set[str] = set()
         self._then: Callable[[], None] | None = None
         self._failed: Callable[[MachineError], None] | None = None
 
@@ -219,7 +223,7 @@ class Files:
 
         def refused(header: Header) -> None:
             self._trouble(file.mount, f"{file.mount.target} cannot be taken over: {_message(header)}")
-            self._done()
+            self._loop.call_later(PAUSE_SECONDS, self._done)
 
         stream = self._control.number()
         Receiver(self._control.link, stream, done)
@@ -295,7 +299,10 @@ class Files:
         """Ends the start while it starts; later it is only told."""
         text = f"mount {mount.name}: {text}"
         if self._failed is None:
-            self._note(0, text)
+            # The sandbox can make it say so as often as it likes.
+            if text not in self._told and len(self._told) < MAX_TOLD:
+                self._told.add(text)
+                self._note(0, text)
             return
         failed, self._then, self._failed = self._failed, None, None
         failed(MachineError(text))

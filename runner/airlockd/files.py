@@ -84,11 +84,20 @@ class Files:
 
     def get(self, header: Mapping[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
         """Send the version of here; from now on the host has it."""
-        file = self._files[header["file"]]
         (stream,) = header["streams"]
+        if not self._files:
+            # Asked for before the host heard that this is over.
+            answer({"t": "reply"})
+            self._link.refuse([stream])
+            return
+        file = self._files[header["file"]]
         # Known in any case: the host was asked once, and a file that cannot be sent must not hold up the end.
         file.known = version_at(file.place.directory, file.place.name)
-        data, status = read_file(file.place.directory, file.place.name)
+        try:
+            data, status = read_file(file.place.directory, file.place.name)
+        except OSError:
+            self._link.loop.call_later(0, self._settle_again)
+            raise
         file.know(version(status))
         self._look_again(file)
         self._sending += 1
@@ -112,8 +121,12 @@ class Files:
 
     def _sent(self) -> None:
         self._sending -= 1
+        self._settle_again()
+
+    def _settle_again(self) -> None:
         if self._then is not None:
-            self.settle(self._then)
+            then, self._then = self._then, None
+            self.settle(then)
 
     def _look(self, file: _File) -> None:
         if file.changed():
@@ -132,6 +145,8 @@ class Files:
         self._watch.close()
         for file in self._files.values():
             os.close(file.place.directory)
+            file.racy = False
+        self._files = {}
 
     @staticmethod
     def _write(place: FilePlace, data: bytearray, mode: int) -> None:

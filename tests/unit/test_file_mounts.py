@@ -335,6 +335,36 @@ def test_the_end_waits_until_the_host_has_everything(pair: Pair) -> None:
     assert pair.source.read_text() == "last"
 
 
+def test_what_cannot_be_sent_does_not_hold_up_the_end(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared, "MAX_FILE", 1000)
+    pair.guest._watch.close()
+    pair.target.write_text("x" * 1001)
+    settled: list[bool] = []
+    pair.guest.settle(lambda: settled.append(True))
+    pair.settle()
+    assert settled == [True]
+    assert pair.source.read_text() == "old"
+    assert len(pair.notes) == 1
+
+
+def test_trouble_is_told_once(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared, "MAX_FILE", 1000)
+    pair.target.write_text("x" * 1001)
+    for _ in range(5):
+        pair.tell(0)
+        pair.settle()
+    assert len(pair.notes) == 1
+
+
+def test_where_the_directory_is_gone_the_sandboxes_version_is_kept(pair: Pair) -> None:
+    pair.source.unlink()
+    pair.source.parent.rmdir()
+    pair.target.write_text("mine")
+    pair.settle()
+    assert pair.kept_texts() == ["mine"]
+    assert f"{pair.source} cannot be written (No such file or directory)" in pair.notes[0]
+
+
 class Histories(RuleBasedStateMachine):
     """Whatever both sides write, in whatever order: both end with one version, and nobody's last word is lost."""
 
