@@ -518,6 +518,17 @@ def test_an_address_is_reached_where_a_rule_names_it(project: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_socket_that_is_the_host_is_told_of_once(airlock: Airlock, project: Path) -> None:
+    write_config(project, f'[network.sockets.docker]\nhost = "{project}/docker.sock:/run/docker.sock"')
+    power = f"forwarded socket docker ({project}/docker.sock): whoever reaches its server from the sandbox has this host"
+    first, second = (airlock("start", "--", "true", cwd=project) for _ in range(2))
+    assert first.returncode == second.returncode == 0
+    assert power in first.stderr.decode()
+    assert power not in second.stderr.decode()
+    assert power in airlock("show", cwd=project).stdout.decode()
+    assert json.loads(airlock("show", "--json", cwd=project).stdout)["sockets"] in power
+
+
 def test_a_busy_port_fails_the_start(airlock: Airlock, project: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = busy.getsockname()[1]
