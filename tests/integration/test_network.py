@@ -520,7 +520,9 @@ def test_an_address_is_reached_where_a_rule_names_it(project: Path) -> None:
 
 def test_a_socket_that_is_the_host_is_told_of_once(airlock: Airlock, project: Path) -> None:
     write_config(project, f'[network.sockets.docker]\nhost = "{project}/docker.sock:/run/docker.sock"')
-    power = f"forwarded socket docker ({project}/docker.sock): whoever reaches its server from the sandbox has this host"
+    power = (
+        f"forwarded socket docker ({project}/docker.sock): whoever reaches its server from the sandbox has"
+    )
     first, second = (airlock("start", "--", "true", cwd=project) for _ in range(2))
     assert first.returncode == second.returncode == 0
     assert power in first.stderr.decode()
