@@ -151,8 +151,13 @@ def test_files_can_be_mapped(sandbox: Running) -> None:
     assert sandbox.sh(show) == "first\n"
     file.write_text("other\n")
     assert sandbox.sh(show) == "other\n"
-    done = sandbox.exec("perl", "-e", f'{MAP} syscall($read, 0, map_file("mapped"), 5)', input=b"guest")
-    assert done.returncode == 0, done.stderr
+    # Within the guest, too, a mapping and other ways of access are of one file.
+    both = (
+        f'{MAP} $at = map_file("mapped"); syscall($read, 0, $at, 5); open(G, "+<", "mapped"); print scalar <G>;'
+        'seek(G, 0, 0); syswrite(G, "GUEST"); print unpack("P6", pack("Q", $at)); syscall($read, 0, $at, 5);'
+    )
+    done = sandbox.exec("perl", "-e", both, input=b"firstguest")
+    assert done.stdout == b"first\nGUEST\n", done
     assert file.read_text() == "guest\n"
 
 
@@ -210,7 +215,7 @@ def test_auto_takes_virtiofs_where_nothing_is_restored(airlock: Airlock, project
     script = "awk '$1 == \"project\" { print $3 }' /proc/mounts"
     assert airlock("start", "--", "sh", "-c", script, cwd=project).stdout == b"9p\n"
     cold = airlock("start", "--cold", "--", "sh", "-c", script, cwd=project)
-    assert cold.stdout.decode().strip() == KINDS[-1]
+    assert cold.stdout.decode().strip() == (KINDS[-1] if os.geteuid() == 0 else "9p")
 
 
 def test_a_virtiofsd_that_is_of_no_use_is_named(airlock: Airlock, project: Path, tmp_path: Path) -> None:

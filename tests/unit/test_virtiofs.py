@@ -87,6 +87,13 @@ def test_who_serves(places: Path, share: str, *, cold: bool, there: bool, served
     assert (choose_daemon(share, cold=cold) is not None) == served
 
 
+def test_auto_is_for_root(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(places / "bin" / "virtiofsd", NEW)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert choose_daemon("auto", cold=True) is None
+    assert choose_daemon("virtiofs", cold=True) is not None
+
+
 def test_one_that_was_asked_for_must_be_there() -> None:
     with pytest.raises(MachineError):
         choose_daemon("virtiofs", cold=True)

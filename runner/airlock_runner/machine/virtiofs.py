@@ -39,9 +39,10 @@ def choose_daemon(share: str, *, cold: bool) -> Daemon | None:
     """Who serves shares where `[vm] share` says "auto", "9p" or "virtiofs"; None for QEMU itself, by 9p.
 
     "auto": a restored machine is worth more than a faster share, and cannot have one; where the machine is booted
-    `cold` anyway, it gets one. Raises MachineError where there is none that was asked for.
+    `cold` anyway, it gets one, if the user is root: without the right to be others, virtiofsd makes files for no user
+    of the sandbox but root. Raises MachineError where there is none that was asked for.
     """
-    if share == "9p" or (share == "auto" and not cold):
+    if share == "9p" or (share == "auto" and (not cold or os.geteuid() != 0)):
         return None
     try:
         return find_daemon()
