@@ -261,8 +261,10 @@ class Files:
             # Nothing new: it was only touched, or looked at again.
             file.put = file.changed()
             return
+        # A version may differ by its mode alone, or by having been touched.
+        both = ours is not None and now != file.agreed and hashlib.sha256(ours).digest() != file.digest
         file.digest = digest
-        if ours is not None and now != file.agreed:
+        if both and ours is not None:
             theirs_is_newer = (
                 isinstance(written, int) and now is not None and now[2] <= min(written, time.time_ns())
             )

@@ -118,6 +118,8 @@ def test_the_sandboxes_writes_come_over(sandbox: Running, shared: Path) -> None:
     sandbox.sh("chmod 4777 ~/.config/tool/settings; echo more >> ~/.config/tool/settings")
     wait_for(shared / "settings", "after a backup\nmore\n")
     assert (shared / "settings").stat().st_mode & 0o7777 == 0o640
+    # Nothing of this was a conflict.
+    assert not list((sandbox.project / ".airlock" / "sandbox").glob("*.kept-*"))
 
 
 def test_read_only_holds_against_root_in_the_guest(sandbox: Running, shared: Path) -> None:

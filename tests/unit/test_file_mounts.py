@@ -284,6 +284,15 @@ def test_a_change_of_the_same_size_in_the_same_tick_is_seen(pair: Pair) -> None:
     assert not pair.notes
 
 
+def test_another_mode_on_the_host_is_no_conflict(pair: Pair) -> None:
+    pair.source.chmod(0o600)
+    os.utime(pair.source)
+    pair.target.write_text("new")
+    pair.settle()
+    assert pair.source.read_text() == "new"
+    assert not pair.notes
+
+
 def test_a_touch_is_no_conflict(pair: Pair) -> None:
     pair.source.write_text("new")
     os.utime(pair.target)
