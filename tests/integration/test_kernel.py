@@ -390,6 +390,16 @@ def test_the_compiled_kernel_is_what_was_proven(compiled: tuple[Image, Path], st
     assert "T startup_64" in (found / "System.map").read_text() or image.arch != "x86_64"
 
 
+def test_check_prints_the_verdict_on_every_option(compiled: tuple[Image, Path], airlock: Airlock) -> None:
+    image, path = compiled
+    done = airlock("kernel", "check", str(path))
+    assert done.returncode == 0, done.stderr.decode()
+    verdicts = dict(
+        re.findall(r"^CONFIG_(\w+) .* (\w+) +\S.* \(\S+:\d+\)$", done.stdout.decode(), re.MULTILINE)
+    )
+    assert {option for option, verdict in verdicts.items() if verdict == "ok"} == set(image.kernel_options)
+
+
 def test_the_compiled_kernel_runs_a_sandbox_and_keeps_its_promises(
     compiled: tuple[Image, Path], airlock: Airlock, tmp_path: Path
 ) -> None:
