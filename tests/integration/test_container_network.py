@@ -5,37 +5,29 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING
 
+from containers import IMPORT, write_project
 from sandboxes import running
-from test_docker import RECIPE
 from test_network import Handler, ThreadingHTTPServer, free_port, log_of, serving
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-IMPORT = """
-mkdir -p ~/box/bin ~/box/tmp ~/box/www
-cp /bin/busybox ~/box/bin/
-for name in sh wget httpd; do ln -sf busybox ~/box/bin/$name; done
-echo from a container >~/box/www/index.html
-tar -C ~/box -c . | docker import - box
-"""
-
 
 def test_containers_reach_what_the_policy_allows_and_are_reached(project: Path) -> None:
-    (project / "containers.toml").write_text(RECIPE)
     into = free_port()
     with serving(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as web:
-        (project / "airlock.toml").write_text(
-            '[vm]\nimage = "./containers.toml"\ncpus = 2\n'
+        write_project(
+            project,
             '[network.hosts]\n"web.test" = "127.0.0.1"\n"evil.test" = "127.0.0.1"\n'
             '[network.rules.r]\ndeny = ["evil.test"]\n'
-            f'[network.ports.p]\nguest = ["{into}:8000"]\n'
+            f'[network.ports.p]\nguest = ["{into}:8000"]\n',
         )
         with running(project) as sandbox:
             sandbox.sh(IMPORT)
+            serve = "mkdir /w; echo from a container >/w/index.html; exec httpd -f -h /w"
             # On Docker's own bridge, and on one of their own, where Docker answers for the names of containers.
             sandbox.sh("docker network create own")
-            sandbox.sh("docker run -d --network own --name server -p 8000:80 box httpd -f -h /www")
+            sandbox.sh(f"docker run -d --network own --name server -p 8000:80 box sh -c '{serve}'")
             denied = f"for bad in evil.test:{web} 169.254.169.254; do wget -qO- http://$bad/ 2>&1; done; true"
             for network, also in (("bridge", ""), ("own", "wget -qO- http://server/;")):
                 asked = f"{also} wget -qO- http://web.test:{web}/; {denied}"
