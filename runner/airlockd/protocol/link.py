@@ -117,6 +117,11 @@ class Link:
             self._waiting = True
             self.loop.on_writable(self._fd, self._writable)
         except OSError as error:
+            # It is gone. What it said before that, and whether it then ended, tells more than this error: two reads
+            # have all that a socket holds, and its end.
+            self._waiting = True
+            self._read()
+            self._read()
             self.close(error.strerror)
 
     def close(self, reason: str | None = None) -> None:
