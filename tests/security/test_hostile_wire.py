@@ -6,6 +6,7 @@ QEMU is a program that speaks as such a guest would, byte by byte; see hostile_q
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -23,6 +24,16 @@ pytestmark = pytest.mark.usefixtures("base_image")
 
 LIMIT = 150 << 20
 """Bytes of memory that the command may have needed at most. The largest attack sends a hundred megabytes."""
+
+
+# Between pytest and what is measured: a process starts with the peak of the one that it was forked from.
+MEASURE = """
+import os, subprocess, sys
+process = subprocess.Popen(sys.argv[2:])
+_, status, usage = os.wait4(process.pid, 0)
+os.write(int(sys.argv[1]), b"%d" % usage.ru_maxrss)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
 
 
 class Outcome(NamedTuple):
@@ -46,23 +57,26 @@ def qemu(tmp_path: Path) -> Path:
 def attack(project: Path, qemu: Path, name: str) -> Outcome:
     write_config(project, "verify_kernel = false")
     read, write = os.pipe()
+    measured, measure = os.pipe()
     process = subprocess.Popen(
-        [COMMAND, "start", "--cold", "--accel", "tcg", "--log-level", "warning", "--", "true"],
-        cwd=project, stdin=subprocess.DEVNULL, stdout=write, stderr=subprocess.PIPE,
-        env={**os.environ, "PATH": f"{qemu}:{os.environ['PATH']}", "HOSTILE": name},
+        [
+            *(sys.executable, "-S", "-c", MEASURE, str(measure)),
+            *(COMMAND, "start", "--cold", "--accel", "tcg", "--log-level", "warning", "--", "true"),
+        ],
+        cwd=project, stdin=subprocess.DEVNULL, stdout=write, stderr=subprocess.PIPE, pass_fds=(measure,),
+        env={**os.environ, "PATH": f"{qemu}:{os.environ['PATH']}", "HOSTILE": name}, start_new_session=True,
     )  # fmt: skip
     os.close(write)
-    assert process.stderr is not None
+    os.close(measure)
     # One that hangs fails for its code.
-    timer = threading.Timer(120, process.kill)
+    timer = threading.Timer(120, os.killpg, (process.pid, signal.SIGKILL))
     timer.start()
-    said = process.stderr.read().decode()
-    # By wait4, which tells what this process alone has used. Nobody has read its standard output until now.
-    _, status, usage = os.wait4(process.pid, 0)
+    # Nobody reads its standard output.
+    said = process.communicate()[1].decode()
     timer.cancel()
-    process.returncode = os.waitstatus_to_exitcode(status)
     os.close(read)
-    return Outcome(process.returncode, said, usage.ru_maxrss * 1024)
+    with os.fdopen(measured) as peak:
+        return Outcome(process.returncode, said, int(peak.read() or "0") * 1024)
 
 
 def check(outcome: Outcome, code: int, reason: str) -> None:
