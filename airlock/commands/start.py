@@ -76,8 +76,8 @@ def start(
     from airlock_runner import approval
     from airlock_runner.config import configured_image, load_config
     from airlock_runner.project import Project
-    from airlock_runner.session import StartRequest
-    from airlock_runner.session import start as start_session
+    from airlock_runner.start import StartRequest
+    from airlock_runner.start import start as start_session
 
     if detach and (argv or login or cwd):
         raise UsageError(

@@ -73,9 +73,10 @@ class _Attached:
         self._argv: Sequence[str] = call["argv"]
         self._result: int | None = None
         self._terminal = Terminal()
+        # Before the terminal is raw: from then on no signal may end us without giving it back.
+        self._signals = Signals(self._loop, self._on_signal)
         self._control = Control(self._loop, fd, self._on_event, lambda _reason: self._loop.stop())
         self._command = RemoteCommand(self._control, self._terminal, call, self._finished, self._refused)
-        self._signals = Signals(self._loop, self._command.signal)
 
     def run(self) -> int:
         try:
@@ -88,6 +89,9 @@ class _Attached:
         if self._result is None:
             raise NotRunningError("the sandbox stopped while the command ran")
         return self._result
+
+    def _on_signal(self, number: int) -> None:
+        self._command.signal(number)
 
     def _on_event(self, header: Header) -> None:
         if header.get("name") == "exit" and header.get("process") == self._command.process:

@@ -8,12 +8,12 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from airlock_runner.session import start
+from airlock_runner.start import start
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from airlock_runner.session import StartRequest
+    from airlock_runner.start import StartRequest
 
 LOG = "session.log"
 

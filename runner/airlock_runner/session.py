@@ -1,7 +1,7 @@
-"""A start of a sandbox from beginning to end: disk, machine, configuration, the command, shutdown.
+"""A sandbox from its machine's start to its end: configuration, daemons, the command, shutdown.
 
-`airlock start` calls `start`. One process, one loop: it is the only one that talks to airlockd, and it serves
-`airlock exec` on cli.sock.
+start.py makes one. One process, one loop: it is the only one that talks to airlockd, and it serves `airlock exec` on
+cli.sock.
 """
 
 from __future__ import annotations
@@ -10,22 +10,16 @@ import os
 import re
 import secrets
 import signal
-import sys
 import time
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from airlock_runner import approval, daemons, promises, timeline
-from airlock_runner.config import fingerprint
+from airlock_runner import daemons, endings, promises
 from airlock_runner.defaults import CommandDefaults, working_directory
 from airlock_runner.files import Files
 from airlock_runner.machine import accel
 from airlock_runner.machine.qemu import find_qemu
-from airlock_runner.machine.virtiofs import choose_daemon
-from airlock_runner.mounts import over_virtiofs, settle, writable_by_sandbox
-from airlock_runner.net.network import Network
 from airlock_runner.net.settle import POWER
-from airlock_runner.project import DISK, Project, State, now
+from airlock_runner.project import DISK, State, now
 from airlock_runner.server import Server
 from airlock_runner.shape import machine_spec
 from airlock_runner.starter import Starter
@@ -35,25 +29,23 @@ from airlock_runner.stdio import (
     Terminal,
     command_environment,
     complain,
-    ensure_stdio,
     spawn_error_code,
+    tell,
 )
-from airlock_runner.text import last_lines, one_line, panic_reason
+from airlock_runner.text import one_line
 from airlock_runner.timeline import mark
 from airlock_runner.watch import DiskTrouble, Pulse
-from airlock_store.errors import AirlockError, ConfigError, MachineError
+from airlock_store.errors import AirlockError, MachineError
 from airlock_store.sizes import format_size
 from airlockd.protocol.loop import Loop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
-    from airlock_runner.config import ProjectConfig
     from airlock_runner.control import Control
-    from airlock_runner.machine.states import States
     from airlock_runner.mounts import Mounts
-    from airlock_store.image import Image
+    from airlock_runner.net.network import Network
+    from airlock_runner.start import StartRequest
     from airlockd.protocol.frames import Header
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -65,102 +57,7 @@ INSISTENT = 3
 """Ctrl-C (or SIGTERM) so many times stops the sandbox, though the command ignores it."""
 
 
-@dataclass(frozen=True, slots=True)
-class StartRequest:
-    """What `airlock start` wants. An empty `argv` means the image's command, or a shell.
-
-    With `on_up` there is no command: it is called when commands can be attached, and the sandbox runs until it is
-    stopped. `login`: by the user's login shell. `cwd`: the command's directory in the sandbox, None for ours if it is
-    shared.
-    `states` is where saved machine states are kept, or None for a cold boot. `agreed` is what the config said when
-    `config` was made of it, by `approval.require`.
-    """
-
-    project: Project
-    image: Image
-    config: ProjectConfig
-    argv: tuple[str, ...]
-    login: bool = False
-    cwd: str | None = None
-    accel: str = "auto"
-    quiet: bool = False
-    verbosity: int = 0
-    log_level: str = "warning"
-    states: States | None = None
-    on_up: Callable[[], None] | None = None
-    agreed: approval.Settings | None = None
-
-
-def start(request: StartRequest) -> int:
-    """Run the command in the project's sandbox; gives its exit code (128+n for a signal).
-
-    Raises AirlockError for everything else that ends a start.
-    """
-    mark("request")
-    ensure_stdio()
-    project = request.project
-    project.prepare()
-    with project.lock() as lock:
-        settle_disk_size(request)
-        mounts = settle(request.config, project.root)
-        daemon = choose_daemon(request.config.vm.share, cold=request.states is None)
-        if daemon is not None:
-            # A machine whose memory another process serves cannot be saved or restored.
-            mounts, request = over_virtiofs(mounts, daemon), replace(request, states=None)
-        asked = daemons.asked(request.config.daemons, project.root)
-        network = Network(request.config.network, project, writable_by_sandbox(request.config, project.root))
-        session = _Session(request, mounts, asked, network, lock)
-        before = fingerprint(project.root)
-        approval.begin(project.root, _agreed(request))
-        try:
-            return session.run()
-        finally:
-            session.close()
-            _look_at_config(session, project.root, before)
-            mark("end")
-            timeline.write()
-
-
-def _agreed(request: StartRequest) -> approval.Settings:
-    """What the user agreed to, unless it is another by now."""
-    now = approval.snapshot(request.project.root)
-    if request.agreed is not None and request.agreed != now:
-        raise ConfigError(
-            f"the config of {request.project.root} was changed while the sandbox was to start",
-            hint="start again",
-        )
-    return now
-
-
-def _look_at_config(session: _Session, root: Path, before: dict[str, tuple[int, ...]]) -> None:
-    """It decides what of the host the next sandbox gets to see, and this one could write to it."""
-    after = fingerprint(root)
-    touched = sorted({name for name, _ in before.items() ^ after.items()})
-    # What the config boots may have changed too, though no config file did.
-    if not approval.end(root):
-        return
-    for name in touched or ["what the config names"]:
-        session.note(0, f"{name} was changed while the sandbox ran: the next start asks whether to use it")
-
-
-def settle_disk_size(request: StartRequest) -> None:
-    """A smaller `[disk] size` means a new disk: say so, and go on only if the user agrees."""
-    project, size = request.project, request.config.disk.size
-    present = request.project.disk_size()
-    if present is None or size >= present:
-        return
-    loss = f"the disk would shrink from {format_size(present)} to {format_size(size)}: all data on it will be lost"
-    if not os.isatty(0) or not os.isatty(2):
-        hint = f"keep [disk] size at {format_size(present)}, or give up the data with `airlock rm`"
-        raise ConfigError(loss, hint=hint)
-    sys.stderr.write(f"airlock: {loss}. Go on? [y/N] ")
-    sys.stderr.flush()
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise AirlockError("not started; the disk is as it was")
-    project.drop_disk()
-
-
-class _Session:
+class Session:
     """One start. Methods follow a start in order; `_end` is where every way out meets."""
 
     def __init__(
@@ -334,8 +231,7 @@ class _Session:
         self._command = RemoteCommand(self._control, self._terminal, call, self._end, refused)
 
     def _on_refused(self, header: Header) -> None:
-        message = one_line(str(header.get("message")), 500)
-        self._fail(MachineError(f"the sandbox could not be set up: {message}", hint=_disk_hint(message)))
+        self._fail(endings.refused(str(header.get("message"))))
 
     # ---- while it runs
 
@@ -424,9 +320,7 @@ class _Session:
         self._end(128 + signal.SIGTERM if self._request.on_up is None else 0)
 
     def _stuck(self) -> None:
-        self._fail(
-            self._death(f"the sandbox has not answered for {HANG_SECONDS:.0f} seconds and was stopped")
-        )
+        self._die(f"the sandbox has not answered for {HANG_SECONDS:.0f} seconds and was stopped")
 
     def on_close(self, reason: str | None) -> None:
         """The machine ended by itself, or broke the protocol."""
@@ -434,33 +328,17 @@ class _Session:
             # Its result is there; what was lost is only the tidy end.
             self._loop.stop()
         elif reason:
-            self._fail(self._death(f"the sandbox was stopped: {one_line(reason, 300)}"))
+            self._die(f"the sandbox was stopped: {one_line(reason, 300)}")
         else:
-            self._fail(self._death(self._how_it_died()))
+            assert self._starter.machine is not None
+            self._die(endings.how_it_died(self._starter.machine))
 
     def on_failure(self, error: MachineError) -> None:
         """The machine never came up."""
         self._fail(error)
 
-    def _how_it_died(self) -> str:
-        machine = self._starter.machine
-        assert machine is not None
-        machine.drain_console()
-        status, said = machine.wait()
-        reason = panic_reason(machine.tail)
-        if reason is not None:
-            return f"the sandbox's kernel panicked: {reason}"
-        return f"the sandbox's machine ended (status {status})" + (f": {one_line(said, 300)}" if said else "")
-
-    def _death(self, what: str) -> MachineError:
-        machine = self._starter.machine
-        console = machine.tail if machine is not None else ""
-        if not console.strip():
-            return MachineError(what)
-        path = self._project.write_console(console)
-        return MachineError(
-            f"{what}\nThe last lines of its console (all of it: {path}):\n{last_lines(console)}"
-        )
+    def _die(self, what: str) -> None:
+        self._fail(endings.with_console(what, self._starter.machine, self._project))
 
     def _fail(self, error: AirlockError) -> None:
         self._ending = True
@@ -476,7 +354,7 @@ class _Session:
     def note(self, verbosity: int, text: str) -> None:
         """A line on stderr for a user who did not ask for silence."""
         if not self._request.quiet and verbosity <= self._request.verbosity:
-            sys.stderr.write(f"airlock: {text}\n")
+            tell(text)
 
     def _log(self, header: Header) -> None:
         """airlockd's own messages, from the level on that was asked for."""
@@ -494,13 +372,3 @@ def sandbox_name(root: Path) -> str:
     """A host name made of the project directory's name: letters, digits and hyphens, at most 63 (RFC 1123)."""
     words = re.findall(r"[a-z0-9]+", root.name.lower())
     return "-".join(words)[:63].rstrip("-") or "airlock"
-
-
-def _disk_hint(message: str) -> str | None:
-    if "disk.img" in message or "airlock-disk" in message or "e2fsck" in message:
-        return "keep a copy of .airlock/sandbox/disk.img if it matters, then start afresh with `airlock rm`"
-    return None
-
-
-def _ignore(_header: Header) -> None:
-    pass

@@ -11,6 +11,7 @@ import stat
 import sys
 import termios
 import tty
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from airlock_runner.control import outcome
@@ -75,14 +76,17 @@ class Terminal:
     def raw(self) -> None:
         """Every key goes to the command, Ctrl-C too."""
         if self.present and self._saved is None:
-            self._saved = termios.tcgetattr(0)
-            tty.setraw(0, termios.TCSADRAIN)
+            # One that was closed has nothing to be set: its end is told by SIGHUP, and is no error of ours.
+            with suppress(termios.error):
+                self._saved = termios.tcgetattr(0)
+                tty.setraw(0, termios.TCSADRAIN)
 
     def restore(self) -> None:
         """As the user had it; harmless when nothing was changed."""
         if self._saved is not None:
             saved, self._saved = self._saved, None
-            termios.tcsetattr(0, termios.TCSADRAIN, saved)
+            with suppress(termios.error):
+                termios.tcsetattr(0, termios.TCSADRAIN, saved)
 
 
 class RemoteCommand:
@@ -177,13 +181,27 @@ def spawn_error_code(header: Header) -> int:
     return 127 if header.get("errno") == 2 and header.get("stage") == "exec" else 126
 
 
+def tell(text: str) -> None:
+    """A line of ours on stderr. Where nobody reads it any more, the sandbox still has to end in an orderly manner."""
+    try:
+        sys.stderr.write(f"airlock: {text}\n")
+        sys.stderr.flush()
+    except BlockingIOError:
+        pass
+    except OSError:
+        # The terminal was closed, or the pipe: what Python still holds for it goes nowhere, and all that follows.
+        null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        os.dup2(null, 2)
+        os.close(null)
+
+
 def complain(argv: Sequence[str], header: Header) -> None:
     """Tell the user why a command did not start."""
     from airlock_runner.text import one_line
 
     message = one_line(str(header.get("message", "it could not be started")), 300)
     name = one_line(argv[0], 200) if argv else "login shell"
-    sys.stderr.write(f"airlock: {name}: {message}\n")
+    tell(f"{name}: {message}")
 
 
 def _ignore(_header: Header) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pexpect
 import pytest
-from sandboxes import COMMAND, running
+from sandboxes import COMMAND, running, write_config
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -96,3 +96,16 @@ def test_the_terminal_is_as_it_was(terminal: Spawn) -> None:
     shell.expect(r"(\d+ \d+)\r\nback\r\n")
     assert shell.match[1] == before
     shell.close(force=True)
+
+
+def test_a_terminal_that_is_closed_stops_all_in_order(terminal: Spawn, project: Path) -> None:
+    """Though nobody hears any more what is told of that."""
+    script = f"trap 'echo in order >{project}/ended; exit' TERM; echo up; while :; do sleep 0.1; done"
+    write_config(project, f'[daemons.last]\ncommand = ["sh", "-c", "{script}"]\nready = {{ log = "up" }}\n')
+    child = terminal("start", "--", "sh", "-c", "trap '' HUP; echo in-guest; exec sleep 1000")
+    child.expect("in-guest\r\n")
+    os.close(child.child_fd)
+    child.closed = True
+    _, status = os.waitpid(child.pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 129
+    assert (project / "ended").read_text() == "in order\n"

@@ -1,6 +1,6 @@
 """The schema of the config, version 1: one dataclass per table, with the checks that a type cannot express.
 
-What is None here is left to the image's own defaults; `airlock_runner.session` puts the two together.
+What is None here is left to the image's own defaults; the runner puts the two together.
 """
 
 from __future__ import annotations

@@ -1,0 +1,42 @@
+"""Why a sandbox ended that should not have, in words for the user. The session calls it.
+
+What the guest said is hostile text, and is made safe on the way.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from airlock_runner.text import last_lines, one_line, panic_reason
+from airlock_store.errors import MachineError
+
+if TYPE_CHECKING:
+    from airlock_runner.machine.process import Machine
+    from airlock_runner.project import Project
+
+
+def how_it_died(machine: Machine) -> str:
+    """What a machine died of that has closed its sockets."""
+    machine.drain_console()
+    status, said = machine.wait()
+    reason = panic_reason(machine.tail)
+    if reason is not None:
+        return f"the sandbox's kernel panicked: {reason}"
+    return f"the sandbox's machine ended (status {status})" + (f": {one_line(said, 300)}" if said else "")
+
+
+def with_console(what: str, machine: Machine | None, project: Project) -> MachineError:
+    """`what` as an error, with the end of the console, all of which is kept in a file of the project's."""
+    console = machine.tail if machine is not None else ""
+    if not console.strip():
+        return MachineError(what)
+    path = project.write_console(console)
+    return MachineError(f"{what}\nThe last lines of its console (all of it: {path}):\n{last_lines(console)}")
+
+
+def refused(message: str) -> MachineError:
+    """airlockd could not set the sandbox up; `message` is its word."""
+    about_disk = any(word in message for word in ("disk.img", "airlock-disk", "e2fsck"))
+    advice = "keep a copy of .airlock/sandbox/disk.img if it matters, then start afresh with `airlock rm`"
+    text = f"the sandbox could not be set up: {one_line(message, 500)}"
+    return MachineError(text, hint=advice if about_disk else None)
