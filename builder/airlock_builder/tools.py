@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import shutil
 import signal
+import threading
 from collections import deque
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airlock_store.errors import BuildError, MissingToolError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 PACKAGES = {
     "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu",
@@ -143,24 +146,61 @@ def capture(
 
 
 def _finish(program: str, arguments: Sequence[str], **options: Any) -> None:
-    """Run to the end; an interruption at any moment ends the program with its children. Raises sh.ErrorReturnCode."""
-    import sh
-
-    # Between the fork and the `try`, an interruption would leave the program running, and sh's threads with it.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
+    """Run to the end; Ctrl-C at any moment ends the program with its children. Raises sh.ErrorReturnCode."""
+    with _interruptions_held() as interrupted:
         command = _start(program, arguments, **options)
-    except BaseException:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        raise
-    try:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        with _end_of(command) as end:
+            if end is not None and interrupted in select.select([end, interrupted], [], [])[0]:
+                os.read(interrupted, 1)
+                _end_group(command, end, interrupted)
+        # sh reads what it wrote last, for two seconds at most where somebody else still holds its output.
         command.wait()
-    except sh.ErrorReturnCode:
-        raise
-    except BaseException:
-        _end_group(command)
-        raise
+
+
+@contextmanager
+def _interruptions_held() -> Iterator[int]:
+    """Keep Ctrl-C back until the end of the block; gives a handle that becomes readable when it is pressed.
+
+    In the middle of sh a KeyboardInterrupt would leave its threads and locks as they are, and the next wait would
+    never end. Blocking the signal would not help: any other thread gets it then, and Python raises in this one.
+    """
+    held = signal.getsignal(signal.SIGINT)
+    mine = threading.current_thread() is threading.main_thread() and callable(held)
+    pressed, press = os.pipe()
+    os.set_blocking(press, False)
+    count = 0
+
+    def hold(_number: int, _frame: object) -> None:
+        nonlocal count
+        count += 1
+        with suppress(BlockingIOError):
+            os.write(press, b"\0")
+
+    try:
+        if mine:
+            signal.signal(signal.SIGINT, hold)
+        yield pressed
+    finally:
+        if mine:
+            signal.signal(signal.SIGINT, held)
+        os.close(pressed)
+        os.close(press)
+        if count:
+            signal.raise_signal(signal.SIGINT)
+
+
+@contextmanager
+def _end_of(command: Any) -> Iterator[int | None]:
+    """A handle that becomes readable when the program ends; None if it has, and sh has noticed."""
+    try:
+        handle = os.pidfd_open(command.pid)
+    except ProcessLookupError:
+        yield None
+        return
+    try:
+        yield handle
+    finally:
+        os.close(handle)
 
 
 def _start(
@@ -198,29 +238,21 @@ def _die_with_parent(death: signal.Signals) -> Callable[[], None]:
 
     def arrange() -> None:
         prctl(_PR_SET_PDEATHSIG, death, 0, 0, 0)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         if os.getppid() != parent:
             os._exit(1)
 
     return arrange
 
 
-def _end_group(command: Any) -> None:
-    """End a program and all that it started: first politely, because some have mounts to undo."""
-    import sh
+def _end_group(command: Any, end: int, interrupted: int) -> None:
+    """End a program and all that it started: first politely, because some have mounts to undo.
 
-    for number, patience in ((signal.SIGTERM, _GRACE_SECONDS), (signal.SIGKILL, _GRACE_SECONDS)):
-        try:
-            command.signal_group(number)
-        except ProcessLookupError:
-            return
-        try:
-            command.wait(timeout=patience)
-        except sh.TimeoutException:
-            continue
-        except sh.ErrorReturnCode:
-            pass
-        return
+    Whoever presses Ctrl-C once more does not want to wait for that.
+    """
+    with suppress(ProcessLookupError):
+        command.signal_group(signal.SIGTERM)
+        select.select([end, interrupted], [], [], _GRACE_SECONDS)
+        command.signal_group(signal.SIGKILL)
 
 
 def _end(exit_code: int) -> str:

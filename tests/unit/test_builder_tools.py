@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +15,7 @@ from airlock_builder import tools
 from airlock_store.errors import MissingToolError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -110,25 +112,94 @@ def test_interrupting_ends_the_tool_and_its_children() -> None:
         wait_for_end(pid)
 
 
-def test_an_interruption_right_after_the_fork_ends_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The program runs, and the interruption comes before anybody waits for it."""
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C as users have it; and another thread, which the signal may as well be delivered to."""
+    over = threading.Event()
+    other = threading.Thread(target=over.wait)
+    other.start()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+    over.set()
+    other.join()
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("early", [True, False])
+def test_an_interruption_around_the_fork_ends_it_too(early: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes while sh starts the program, or when it runs and nobody waits for it yet."""
     started = []
     start = tools._start
 
     def interrupted(*arguments: Any, **options: Any) -> Any:
+        if early:
+            os.kill(os.getpid(), signal.SIGINT)
         command = start(*arguments, **options)
         started.append(command)
-        os.kill(os.getpid(), signal.SIGINT)
+        if not early:
+            os.kill(os.getpid(), signal.SIGINT)
         return command
 
     monkeypatch.setattr(tools, "_start", interrupted)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with pytest.raises(KeyboardInterrupt):
+        tools.run(["/bin/sleep", "1000"], log=lambda _line: None)
+    wait_for_end(started[0].pid)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_an_interruption_at_the_end_comes_when_all_is_cleared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """sh waits for its threads then, with locks that nobody would release."""
+    cleared = []
+    start = tools._start
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        command = start(*arguments, **options)
+        cleanup = command.process._process_exit_cleanup
+
+        def interrupted(**options: Any) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            cleanup(**options)
+            cleared.append(command.pid)
+
+        command.process._process_exit_cleanup = interrupted
+        return command
+
+    monkeypatch.setattr(tools, "_start", watched)
+    with pytest.raises(KeyboardInterrupt):
+        tools.run(["/bin/true"], log=lambda _line: None)
+    assert len(cleared) == 1
+
+
+def test_an_impatient_user_interrupts_twice() -> None:
+    """The first Ctrl-C asks the program to end, and this one says that it heard, but stays."""
+    process, pids = start_runner(
+        "trap 'echo no' TERM; sh -c 'echo $$; exec sleep 1000' & echo $$; wait; wait"
+    )
+    process.send_signal(signal.SIGINT)
+    assert process.stdout and process.stdout.readline() == "no\n"
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode not in (0, None)
+    for pid in pids:
+        wait_for_end(pid)
+
+
+def test_what_a_tool_leaves_running_is_ended_with_it() -> None:
+    process, pids = start_runner("(trap '' TERM; sh -c 'echo $$; exec sleep 1000') & echo $$; wait")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    for pid in pids:
+        wait_for_end(pid)
+
+
+def test_interruptions_that_are_ignored_stay_ignored() -> None:
+    """As in a build that a shell runs in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with pytest.raises(KeyboardInterrupt):
-            tools.run(["/bin/sleep", "1000"], log=lambda _line: None)
+        tools.run(["/bin/sh", "-c", "kill -INT $PPID"], log=lambda _line: None)
     finally:
         signal.signal(signal.SIGINT, before)
-    wait_for_end(started[0].pid)
 
 
 def test_a_tool_dies_with_a_builder_that_is_killed() -> None:
