@@ -85,7 +85,12 @@ class Realiser:
             _carry_out(step, inputs, output, self._store, self._reporter)
 
         path = found or self._store.realise(
-            step.key, step.name, build, kind=step.kind, references=tuple(inputs.values())
+            step.key,
+            step.name,
+            build,
+            kind=step.kind,
+            references=tuple(inputs.values()),
+            waiting=lambda: self._reporter.step_progress(step, None, "waiting for another build of it"),
         )
         seconds = time.monotonic() - start
         self._reporter.step_finished(step, seconds, not built)

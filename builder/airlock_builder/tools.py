@@ -91,13 +91,12 @@ def run(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     name: str | None = None,
-    handles: Sequence[int] = (),
     death: signal.Signals = signal.SIGTERM,
 ) -> None:
     """Run a program to its end; each line of its output goes to `log`. Raises ToolError when it fails.
 
-    `name` is what errors call it, by default the program's own. `handles` are open files for it to inherit.
-    `death` is the signal that it gets when this process is killed.
+    `name` is what errors call it, by default the program's own. `death` is the signal that it gets when this process
+    is killed.
     """
     import sh
 
@@ -122,7 +121,6 @@ def run(
             _err_bufsize=1,
             _no_out=True,
             _no_err=True,
-            _pass_fds=list(handles),
         )
     except sh.ErrorReturnCode as error:
         raise ToolError(f"{name or Path(program).name} failed ({_end(error.exit_code)})", tail) from None
@@ -225,6 +223,9 @@ def _start(
         _new_session=True,
         _decode_errors="replace",
         _preexec_fn=_die_with_parent(death),
+        # What is inheritable is meant to be: locks that hold off the next builder until the last of our programs is
+        # gone. Python makes nothing else so.
+        _close_fds=False,
         **options,
     )
 

@@ -1,6 +1,7 @@
 """The store: complete, read-only directories named by the hash of their inputs. Builder and runner meet here.
 
-What exists is complete: a path is built beside, fsynced and renamed in, under a lock that dies with its holder.
+What exists is complete: a path is built beside, fsynced and renamed in, under a lock that dies with its holder and the
+programs that work for it.
 """
 
 from __future__ import annotations
@@ -73,17 +74,19 @@ class Store:
         *,
         kind: str = "",
         references: Sequence[StorePath] = (),
+        waiting: Callable[[], None] = lambda: None,
     ) -> StorePath:
         """The path of `key` and `name`, built by `build(output)` if the store lacks it.
 
         `output` is an empty directory to fill; what `build` puts beside it is scratch. Of several builders of one
-        path one builds, the others wait and find it. Raises what `build` raises, and StoreError when the store
-        cannot be written.
+        path one builds, the others say so to `waiting`, wait and find it. A builder that was killed counts for as
+        long as a program lives that it started with its inheritable handles: it would write into the next one's
+        output. Raises what `build` raises, and StoreError when the store cannot be written.
         """
         if found := self.find(key, name):
             return found
         try:
-            with self.in_use(), self._lock(paths.directory_name(key, name)):
+            with self.in_use(), self._lock(paths.directory_name(key, name), waiting=waiting):
                 if found := self.find(key, name):
                     return found
                 self._sweep()
@@ -158,11 +161,23 @@ class Store:
             raise self._unusable(error) from error
 
     @contextmanager
-    def _lock(self, name: str, mode: int = fcntl.LOCK_EX) -> Iterator[None]:
-        """Hold the lock `name`; the kernel lets go of it when this process dies. BlockingIOError with LOCK_NB."""
-        handle = os.open(self.root / ".locks" / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    def _lock(
+        self, name: str, mode: int = fcntl.LOCK_EX, waiting: Callable[[], None] = lambda: None
+    ) -> Iterator[None]:
+        """Hold the lock `name`; the kernel lets go of it when this process and who inherited it are gone.
+
+        Raises BlockingIOError with LOCK_NB; otherwise calls `waiting` before it waits.
+        """
+        handle = os.open(self.root / ".locks" / name, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            fcntl.flock(handle, mode)
+            os.set_inheritable(handle, True)
+            try:
+                fcntl.flock(handle, mode | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if mode & fcntl.LOCK_NB:
+                    raise
+                waiting()
+                fcntl.flock(handle, mode)
             yield
         finally:
             os.close(handle)

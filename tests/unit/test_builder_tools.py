@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airlock_builder import tools
-from airlock_store.errors import MissingToolError
+from airlock_store.errors import MissingToolError, StoreError
+from airlock_store.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -210,3 +211,46 @@ def test_a_tool_dies_with_a_builder_that_is_killed() -> None:
     process.communicate(timeout=60)
     for pid in pids:
         wait_for_end(pid)
+
+
+BUILDER = """
+import sys
+from pathlib import Path
+from airlock_builder import tools
+from airlock_store.store import Store
+
+def build(output):
+    tools.run(["/bin/sh", "-c", sys.argv[2], "sh", output], log=lambda line: print(line, flush=True))
+
+Store(Path(sys.argv[1])).realise("0" * 32, "thing", build)
+"""
+
+
+def test_the_next_builder_waits_for_tools_that_outlive_a_killed_one(tmp_path: Path) -> None:
+    """What they still write must not get into its output; and nobody collects garbage meanwhile."""
+    store, go = Store(tmp_path / "store"), tmp_path / "go"
+    os.mkfifo(go)
+    script = f"trap '' TERM; echo running; read word <'{go}'; echo late >\"$1/late\""
+    process = subprocess.Popen(
+        [sys.executable, "-c", BUILDER, store.root, script],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
+    )
+    assert process.stdout and process.stdout.readline() == "running\n"
+    process.kill()
+    process.wait()
+    with pytest.raises(StoreError, match="a build is using the store"):
+        store.gc()
+    waited = []
+
+    def waiting() -> None:
+        waited.append(True)
+        go.write_text("go\n")
+
+    path = store.realise("0" * 32, "thing", lambda output: (output / "data").touch(), waiting=waiting)
+    process.communicate()
+    assert waited == [True]
+    assert sorted(file.name for file in path.path.iterdir()) == ["data", "store.json"]
+    assert list((store.root / ".tmp").iterdir()) == []
+    assert store.gc().removed == (path,)

@@ -100,7 +100,7 @@ def build(work: Work) -> None:
     run = work.parameters["run"]
     story = _Story(work, len(run))
     work.progress(None, "installing packages")
-    with _Server(repository) as port, room_for(work) as (room, handle):
+    with _Server(repository) as port, room_for(work) as room:
         hook = room / "hook"
         hook.write_text(hook_script(run))
         hook.chmod(0o755)
@@ -125,7 +125,6 @@ def build(work: Work) -> None:
                 env=tools.environment(SOURCE_DATE_EPOCH=str(epoch), TMPDIR=str(room)),
                 cwd=work.scratch,
                 name="mmdebstrap",
-                handles=[handle],
                 death=signal.SIGKILL if mode == "root" else signal.SIGTERM,
             )
         except tools.ToolError as error:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def room_for(work: Work) -> Iterator[tuple[Path, int]]:
-    """An empty directory, the same for the same step and store, and a handle to pass on to what works in it.
+def room_for(work: Work) -> Iterator[Path]:
+    """An empty directory, the same for the same step and store, locked for us and the programs that we start.
 
     It is below $TMPDIR, by default /var/tmp: trees are too large for a /tmp in memory. Raises BuildError.
     """
@@ -33,14 +33,14 @@ def room_for(work: Work) -> Iterator[tuple[Path, int]]:
     room = parent / f"airlock-{os.geteuid()}-{name}"
     handle = _enter(room, work)
     try:
-        yield room, handle
+        yield room
     finally:
         _clear(room, work)
         os.close(handle)
 
 
 def _enter(room: Path, work: Work) -> int:
-    """Make or take over the directory. Its lock is held by all who inherited the handle."""
+    """Make or take over the directory. Its lock is held by all who inherit the handle, too."""
     while True:
         try:
             room.mkdir(exist_ok=True)
