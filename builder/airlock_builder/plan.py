@@ -11,6 +11,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from airlock_builder.kernel.dotconfig import canonical
 from airlock_builder.kernel.versions import OF_SUITE, format_version
 from airlock_builder.kernel.wanted import KernelRequest, Override
 from airlock_builder.step import Step
@@ -131,8 +132,8 @@ def kernel_request(loaded: LoadedRecipe, ingredients: Ingredients) -> KernelRequ
         features={name: feature.fragments for name, feature in features.items()},
         sources=ingredients.configs.sources(features.values()),
         options={
-            name: Override(value, loaded.document.at(("kernel", "options", name)))
-            for name, value in section.options.items()
+            name: Override(canonical(str(setting)), loaded.document.at(("kernel", "options", name)))
+            for name, setting in section.options.items()
         },
         modules=ingredients.configs.modules,
         waivers=ingredients.configs.waivers,

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
+from airlock_builder.kernel.overrides import check_option
 from airlock_builder.kernel.versions import Version, parse_version
 from airlock_builder.lookup import find_recipes, resolve
 from airlock_store.errors import ConfigError, Location
@@ -46,7 +47,6 @@ _MIN_MEMORY = 256 * MIB
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*[a-z0-9+](=[A-Za-z0-9.+:~-]+)?")
 _SUITE = re.compile(r"[a-z][a-z0-9.-]{1,39}")
-_OPTION = re.compile(r"(?!CONFIG_)[A-Z0-9][A-Za-z0-9_]{0,99}")
 _MODE = re.compile(r"0?[0-7]{3,4}")
 
 
@@ -92,27 +92,6 @@ def _parse_version(value: object) -> int:
     return 1
 
 
-def _parse_options(value: object) -> Mapping[str, str]:
-    from airlock_builder.kernel.dotconfig import canonical
-
-    if not isinstance(value, dict):
-        raise ValueError("expected a table of options")
-    options: dict[str, str] = {}
-    for name, setting in value.items():
-        if not _OPTION.fullmatch(name):
-            raise ValueError(f"{name!r} is not the name of an option, without CONFIG_")
-        if not isinstance(setting, (str, int)) or isinstance(setting, bool):
-            raise ValueError(
-                f'{name}: expected "y", "n", a number, or text in double quotes inside of the string'
-            )
-        options[name] = canonical(str(setting))
-        if options[name] == "m":
-            raise ValueError(
-                f"{name}: airlock's kernels have no modules: write \"y\", which Debian's modules satisfy"
-            )
-    return options
-
-
 @dataclass(frozen=True, slots=True)
 class RecipeSection:
     """`[recipe]`"""
@@ -151,12 +130,12 @@ class RootfsSection:
 
 @dataclass(frozen=True, slots=True)
 class KernelSection:
-    """`[kernel]`. `options` are values as a kernel's config has them, by name without CONFIG_."""
+    """`[kernel]`. `options` are values for a kernel's config, by name without CONFIG_."""
 
     provider: Literal["debian", "compiled"] = "debian"
     features: tuple[str, ...] = ("sandbox",)
-    options: Mapping[str, str] = field(
-        default_factory=lambda: MappingProxyType({}), metadata={"parse": _parse_options}
+    options: Mapping[str, str | int] = field(
+        default_factory=lambda: MappingProxyType({}), metadata={"each": check_option}
     )
     version: Version | None = field(default=None, metadata={"parse": parse_version})
 

@@ -21,17 +21,18 @@ from airlock_builder.kernel.check import check_kernel
 from airlock_builder.kernel.compile import compile_kernel, keep
 from airlock_builder.kernel.dotconfig import parse_config
 from airlock_builder.kernel.modules import parse_table
+from airlock_builder.kernel.overrides import READ_BY_BUILD, check_against
 from airlock_builder.kernel.resolve import resolve
 from airlock_builder.kernel.source import unpack, version_of
 from airlock_builder.kernel.verify import OptionsLostError, lost
-from airlock_builder.kernel.wanted import KernelRequest
+from airlock_builder.kernel.wanted import KernelRequest, Override
 from airlock_builder.lookup import shipped
 from airlock_builder.pack import cpio
 from airlock_builder.pack.cpio import Entry
 from airlock_builder.plan import kernel_request
 from airlock_builder.realise import Realiser, Silent
 from airlock_builder.recipe import load_recipe
-from airlock_store.errors import BuildError
+from airlock_store.errors import BuildError, ConfigError, Location
 from airlock_store.image import MANIFEST, encode_image, encode_promises, load_image
 from airlockd import kernelcheck
 
@@ -184,6 +185,40 @@ def test_what_is_lost_is_told_with_its_reason(
     assert f"CONFIG_{option} should be {verdict.wanted.value} and is {verdict.found}, for the recipe" in str(
         caught.value
     )
+
+
+def test_every_string_that_this_kernels_build_uses_is_refused(tree: Path) -> None:
+    """Not by airlock's own reading of it: all options of type string, all words of Makefiles and scripts."""
+    strings: set[str] = set()
+    here: set[str] = set()
+    for path in tree.rglob("Kconfig*"):
+        name = ""
+        parts = path.relative_to(tree).parts
+        for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+            if match := re.fullmatch(r"\s*(?:menu)?config (\w+)\s*", line):
+                name = match[1]
+            elif re.match(r'\s+string(\s+"|$)', line):
+                strings.add(name)
+                # Without a prompt nobody can set it.
+                if '"' in line and (parts[0] != "arch" or parts[1] == "x86"):
+                    here.add(name)
+    made = [*tree.rglob("Makefile*"), *tree.rglob("Kbuild*"), *(tree / "scripts").rglob("*")]
+    words = {
+        word
+        for path in made
+        if path.is_file() and path.relative_to(tree).parts[:2] != ("tools", "testing")
+        for word in re.findall(r"CONFIG_(\w+)", path.read_text(errors="replace"))
+    }
+    used = strings & words - {"LOCALVERSION"}
+    assert used >= {"INITRAMFS_SOURCE", "SYSTEM_TRUSTED_KEYS", "MODULE_SIG_KEY", "EXTRA_FIRMWARE_DIR"}
+    at = Location(Path("mine.toml"), 5, 1)
+    with pytest.raises(ConfigError) as caught:
+        check_against({name: Override('"/etc/passwd"', at) for name in used}, tree)
+    told = [line.partition(" tells")[0] for line in caught.value.message.splitlines()]
+    assert told == [f"{at}: CONFIG_{name}" for name in sorted(used)]
+    # Those of this architecture are known before there is a source.
+    assert used & here - READ_BY_BUILD == set()
+    check_against({name: Override('"text"', at) for name in ("CMDLINE", "LSM", "DEFAULT_HOSTNAME")}, tree)
 
 
 def test_a_menu_that_is_off_takes_features_with_it(tree: Path, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_without_a_recipe_the_projects_kernel(capsys: pytest.CaptureFixture[str]
         ("FUTEX =", "CONFIG_FUTEX =", "'CONFIG_FUTEX' is not the name of an option"),
         ('FUTEX = "n"', 'FUTEX = "no"', "'no' is not a value"),
         ('FUTEX = "n"', 'FUTEX = "m"', "have no modules"),
-        ('FUTEX = "n"', "FUTEX = true", "FUTEX: expected"),
+        ('FUTEX = "n"', "FUTEX = true", "mine.toml:7:33: 'FUTEX': expected a string or an integer"),
         (
             'provider = "compiled"',
             'provider = "debian"\nversion = "6.12"',

@@ -21,7 +21,8 @@ MAX_CONFIG = 4 << 20
 _NAME = r"[A-Za-z0-9_]{1,100}"
 _ASSIGNED = re.compile(rf"CONFIG_({_NAME})=(.*)")
 _UNSET = re.compile(rf"# CONFIG_({_NAME}) is not set")
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+# One line: Kconfig would read what follows a line break as options of their own.
+_STRING = re.compile(r'"(?:[^"\\\r\n]|\\[^\r\n])*"')
 
 
 def parse_config(text: str, path: Path) -> dict[str, str]:

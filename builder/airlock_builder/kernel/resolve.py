@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from airlock_builder.kernel import toolchain
 from airlock_builder.kernel.dotconfig import format_config, parse_config
 from airlock_builder.kernel.output import write_proof
+from airlock_builder.kernel.overrides import check_against
 from airlock_builder.kernel.source import declared_options, unpack, version_of
 from airlock_builder.kernel.verify import OptionsLostError, lost, verify
 from airlock_builder.kernel.versions import format_version
@@ -40,12 +41,13 @@ def resolve(tree: Path, request: KernelRequest, log: Callable[[str], None]) -> t
     """The config that the kernel in `tree` makes of `request`, and verdicts on all its options; none is lost.
 
     Nothing is on but what was asked for and what that selects (allnoconfig). Raises OptionsLostError and what
-    `wanted_options` raises. The tree is left configured.
+    `wanted_options` and `check_against` raise. The tree is left configured.
     """
     if (version := version_of(tree)) != request.version:
         raise BuildError(
             f"the source is that of Linux {format_version(version)}, not {format_version(request.version)}"
         )
+    check_against(request.options, tree)
     wanted = wanted_options(request)
     asked = tree / ".airlock.config"
     asked.write_text(format_config({option: each.value for option, each in wanted.items()}))
