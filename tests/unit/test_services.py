@@ -23,6 +23,7 @@ from airlock_store.services import brought, lay
 if TYPE_CHECKING:
     from airlock_runner.config import ProjectConfig
 
+EXAMPLE = Path(__file__).parents[2] / "examples" / "docker"
 MANIFEST = Path("/store/image/manifest.json")
 BRINGS: dict[str, Any] = {
     "daemons": {
@@ -188,6 +189,19 @@ def test_recipes_hand_it_on(tmp_path: Path) -> None:
             "containerd": {"command": ["containerd"]},
         },
     }
+
+
+def test_the_example_of_docker_has_the_shipped_daemon_and_what_its_images_are_made_of(root: Path) -> None:
+    text = (EXAMPLE / "airlock.toml").read_text()
+    (root / "airlock.toml").write_text(text)
+    image = configured_image(root)
+    assert image is not None
+    loaded = load_recipe(image, EXAMPLE)
+    assert {"docker.io", "docker-compose", "docker-buildx", "busybox-static"} <= set(
+        loaded.recipe.rootfs.packages
+    )
+    config = load(root, text, brought(loaded.document))
+    assert (config.daemons["dockerd"].harden, config.disk.bind["docker"].path) == (False, "/var/lib/docker")
 
 
 @pytest.mark.parametrize(
