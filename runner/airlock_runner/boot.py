@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from airlock_runner.control import Control
 from airlock_runner.machine import accel
 from airlock_runner.machine.process import Machine
+from airlock_runner.patience import life_seconds
 from airlock_runner.text import last_lines, one_line, panic_reason
 from airlock_store.errors import MachineError
 
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 PROTOCOL_VERSION = 8
 ATTEMPTS = 3
-LIFE_SECONDS = float(os.environ.get("AIRLOCK_LIFE_SECONDS", "30"))
-"""From the start of QEMU to the first byte on the console. A healthy boot says something within two seconds."""
 READY_SECONDS = 180.0
 """From the start of QEMU to READY, on a machine under the heaviest load."""
 
@@ -59,6 +58,7 @@ class Booter:
         self.control: Control | None = None
         self.ready = False
         self._keep, self._owner, self._monitored = keep, owner, monitored
+        self._life = life_seconds()
         self._attempt = 0
         self._failure: str | None = None
         self._stopped = False
@@ -76,7 +76,7 @@ class Booter:
             return
         os.set_blocking(machine.console, False)
         self.control = Control(self.loop, machine.control, self._on_event, self._on_close)
-        life = accel.PROBE_SECONDS if self.plan.unproven else LIFE_SECONDS
+        life = accel.PROBE_SECONDS if self.plan.unproven else self._life
         ready = accel.PROBE_SECONDS if self.plan.unproven else READY_SECONDS
         self._timers = [
             self.loop.call_later(life, lambda: self._give_up("gave no sign of life")),

@@ -6,7 +6,6 @@ cli.sock.
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
 import signal
@@ -19,6 +18,7 @@ from airlock_runner.files import Files
 from airlock_runner.machine import accel
 from airlock_runner.machine.qemu import find_qemu
 from airlock_runner.net.settle import POWER
+from airlock_runner.patience import hang_seconds
 from airlock_runner.project import DISK, State, now
 from airlock_runner.server import Server
 from airlock_runner.shape import machine_spec
@@ -51,8 +51,6 @@ if TYPE_CHECKING:
 LEVELS = ("debug", "info", "warning", "error")
 CONFIGURE_SECONDS = 180.0
 SHUTDOWN_SECONDS = 30.0
-HANG_SECONDS = float(os.environ.get("AIRLOCK_HANG_SECONDS", "60"))
-"""Without a word from airlockd for so long, the guest counts as hung."""
 INSISTENT = 3
 """Ctrl-C (or SIGTERM) so many times stops the sandbox, though the command ignores it."""
 
@@ -64,6 +62,7 @@ class Session:
         self, request: StartRequest, mounts: Mounts, asked: list[dict[str, Any]], network: Network, lock: int
     ) -> None:
         self._request = request
+        self._patience = hang_seconds()
         self._project = request.project
         self._loop = Loop()
         self._terminal = Terminal()
@@ -170,7 +169,7 @@ class Session:
             on_stop=self._stop,
             on_net=self._network.command,
         )
-        self._pulse = Pulse(self._loop, self._control, HANG_SECONDS, self._stuck, self.note)
+        self._pulse = Pulse(self._loop, self._control, self._patience, self._stuck, self.note)
         self._pulse.start()
         machine = self._starter.machine
         assert machine is not None
@@ -320,7 +319,7 @@ class Session:
         self._end(128 + signal.SIGTERM if self._request.on_up is None else 0)
 
     def _stuck(self) -> None:
-        self._die(f"the sandbox has not answered for {HANG_SECONDS:.0f} seconds and was stopped")
+        self._die(f"the sandbox has not answered for {self._patience:.0f} seconds and was stopped")
 
     def on_close(self, reason: str | None) -> None:
         """The machine ended by itself, or broke the protocol."""

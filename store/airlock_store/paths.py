@@ -39,9 +39,12 @@ class StorePath:
 
 
 def default_root(environ: Mapping[str, str]) -> Path:
-    """`$AIRLOCK_STORE`, or `airlock/store` in the platform's directory for user data."""
+    """`$AIRLOCK_STORE`, or `airlock/store` in the platform's directory for user data. Raises StoreError for no path."""
     if chosen := environ.get("AIRLOCK_STORE"):
-        return Path(chosen).expanduser().absolute()
+        try:
+            return Path(chosen).expanduser().absolute()
+        except RuntimeError as error:
+            raise StoreError(f"AIRLOCK_STORE: {chosen!r}: there is no such user") from error
     import platformdirs
 
     return platformdirs.user_data_path("airlock", appauthor=False) / "store"
