@@ -84,10 +84,11 @@ def start(
             "--detach runs no command", hint="run commands with `airlock exec` once it has started"
         )
     root = Path.cwd()
+    project = Project(root)
+    project.check_place()
     _require_config(root)
     agreed = approval.require(root)
     configured = configured_image(root)
-    project = Project(root)
     project.prepare()
     image = _image(ref, configured, project, verbose)
     config = load_config(root, under=images.brought_by(image))

@@ -15,6 +15,7 @@ from airlock_runner.config import place_of
 from airlock_runner.files import FileMount
 from airlock_runner.machine.argv import Share
 from airlock_store.errors import ConfigError
+from airlock_store.settings import parse_target
 from airlock_store.sizes import format_size
 from airlockd.protocol.files import MAX_FILE
 
@@ -66,7 +67,7 @@ def settle(config: ProjectConfig, root: Path) -> Mounts:
             if mount.missing == "warn":
                 warnings.append(f"mount {name}: {mount.source} is not there, going on without it")
             continue
-        target = mount.target or os.fspath(source)
+        target = mount.target or _same_place(name, source, root)
         take(target, f"mount {name}", "mounts", name)
         if source.is_file():
             if len(files) == MAX_FILES:
@@ -173,6 +174,16 @@ def _source(name: str, mount: MountConfig, root: Path, writable: list[Path]) -> 
     except OSError as error:
         raise wrong(f"cannot be used: {error.strerror}") from error
     return real
+
+
+def _same_place(name: str, source: Path, root: Path) -> str:
+    """Where `source` is in the sandbox if the config does not say: where it is on the host."""
+    try:
+        return parse_target(os.fspath(source))
+    except ValueError as error:
+        raise ConfigError(
+            f"mount {name}: {error}", hint="give it a target", at=place_of(root, "mounts", name, "source")
+        ) from error
 
 
 def writable_by_sandbox(config: ProjectConfig, root: Path) -> list[Path]:

@@ -20,7 +20,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airlock_store.errors import AirlockError
+from airlock_store.errors import AirlockError, UsageError
+from airlock_store.settings import RESERVED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,6 +33,11 @@ LOCK, DISK, NEW_DISK, STATE, SOCKET, CONSOLE = (
 MUST_BE_WRITABLE = (
     "airlock keeps a sandbox's disk in .airlock/ of the project; the directory must be writable"
 )
+RESERVED_PLACES = (
+    "/", "/bin", "/etc", "/lib", "/lib32", "/lib64", "/run", "/sbin", "/usr", "/usr/bin", "/usr/lib", "/usr/lib32",
+    "/usr/lib64", "/usr/libexec", "/usr/sbin", "/usr/share", "/var", "/var/lib",
+)  # fmt: skip
+"""What a sandbox has of its own and cannot do without: the project is shared at its own path and would hide it."""
 KEPT = 20
 """Files of one name that are kept for the user to look at."""
 _STATE_LIMIT = 64 * 1024
@@ -95,6 +101,15 @@ class Project:
     def directory(self) -> Path:
         """Where the sandbox's files lie."""
         return self.root / DIRECTORY
+
+    def check_place(self) -> None:
+        """Raise UsageError where the project would be in the way of what the sandbox has there itself."""
+        place = os.fspath(self.root)
+        if place in RESERVED_PLACES or self.root.parts[1] in RESERVED:
+            raise UsageError(
+                f"{place} cannot be a project: a sandbox has a directory of its own there",
+                hint="start airlock in a directory of the project's own, such as one below your home",
+            )
 
     def prepare(self) -> None:
         """Make the directory, private, with a .gitignore. Raises ProjectError where something is in its place."""

@@ -124,6 +124,17 @@ def test_a_mistake_is_answered_on_stderr_with_its_exit_code(
     assert "Traceback" not in captured.err
 
 
+def test_start_in_a_directory_that_a_sandbox_needs_itself(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir("/proc")
+    assert run(["start", "--", "true"]) == 2
+    assert capsys.readouterr().err == (
+        "Error: /proc cannot be a project: a sandbox has a directory of its own there\n"
+        "  hint: start airlock in a directory of the project's own, such as one below your home\n"
+    )
+
+
 def test_a_config_error_is_told_with_file_line_and_column(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -113,6 +113,8 @@ def test_a_missing_source_can_be_made(root: Path, tmp_path: Path) -> None:
         ('[mounts.a]\nsource = "~"\ntarget = "/a/../b"', "3:1: 'target': '/a/../b' has '..' in it"),
         ('[mounts.a]\nsource = "~"\ntarget = "//"', "3:1: 'target': nothing can be mounted at '//'"),
         ('[mounts.a]\nsource = "~"\ntarget = "/proc/self"', "3:1: 'target': nothing can be mounted at"),
+        ('[mounts.a]\nsource = "/proc/self/../fs"', "2:1: mount a: nothing can be mounted at '/proc/fs'"),
+        ('[mounts.a]\nsource = "/"', "2:1: mount a: nothing can be mounted at '/'"),
         ('[mounts.a]\nsource = "~"\nmissing = "make"', "3:1: 'missing': expected one of 'fail', 'warn'"),
         ('[mask.a]\npaths = ["/etc"]', "2:1: 'paths': '/etc' is not a path below the project"),
         ('[mask.a]\npaths = ["x/../.."]', "2:1: 'paths': 'x/../..' is not a path below the project"),

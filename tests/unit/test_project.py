@@ -6,14 +6,12 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from airlock_runner.project import DIRECTORY, DISK, LOCK, NEW_DISK, STATE, Project, ProjectError, State
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from airlock_store.errors import UsageError
 
 MIB = 1024**2
 STATE_NOW = State("base", "/store/x-base", 2, 512 * MIB, 64 * MIB, "2026-01-02T03:04:05Z")
@@ -52,6 +50,23 @@ def test_prepare_refuses_a_link(tmp_path: Path) -> None:
     with pytest.raises(ProjectError, match="is not a directory"):
         Project(tmp_path).prepare()
     assert list(elsewhere.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["/", "/proc", "/proc/self", "/dev/shm/x", "/sys/fs", "/airlock/disk", "/usr", "/etc", "/run", "/var"],
+)
+def test_a_project_where_a_sandbox_has_a_directory_of_its_own_is_refused(place: str) -> None:
+    with pytest.raises(UsageError, match=f"^{place} cannot be a project"):
+        Project(Path(place)).check_place()
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["/root", "/home/me", "/srv/x", "/tmp", "/usr/src/tool", "/var/www/site", "/run/user/1000/x", "/process"],
+)
+def test_a_project_anywhere_else_is_fine(place: str) -> None:
+    Project(Path(place)).check_place()
 
 
 HOLD = """
