@@ -39,7 +39,7 @@ VERSIONS = {
     "toolbox": 1,
     "rootfs": 2,
     "disk": 1,
-    "kernel": 3,
+    "kernel": 4,
     "kernel-config": 1,
     "compile": 1,
     "initrd": 3,

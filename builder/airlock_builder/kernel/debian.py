@@ -1,6 +1,6 @@
 """Step `kernel`: Debian's prebuilt kernel, proven to have what was asked for, with the modules that this takes.
 
-kernel  config  release  promised.json  modules/NAME.ko  modules/order  modules/config.gz
+kernel  config  release  promised.json  modules/NAME.ko  modules/order  modules/config-RELEASE.gz
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from airlock_builder.kernel.verify import Verdict
     from airlock_builder.step import Work
 
-CONFIG_COPY = "config.gz"
-"""Debian's kernels do not tell their config: airlockd reads this copy, beside the modules."""
+CONFIG_COPY = "config-{}.gz"
+"""Debian's kernels do not tell their config: airlockd reads this copy, beside the modules, for the release it names."""
 
 
 def build(work: Work) -> None:
@@ -58,7 +58,7 @@ def build(work: Work) -> None:
     (work.output / "kernel").write_bytes(bootable(kernels[0].read_bytes()))
     write_proof(work.output, config, release, verdicts)
     _modules(work, tree, release, verdicts)
-    (work.output / MODULES / CONFIG_COPY).write_bytes(gzip.compress(config.encode(), mtime=0))
+    (work.output / MODULES / CONFIG_COPY.format(release)).write_bytes(gzip.compress(config.encode(), mtime=0))
 
 
 def check(request: KernelRequest, config: str, release: str) -> list[Verdict]:
