@@ -11,7 +11,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from airlockd import linux
-from airlockd.process import Command, SpawnError, become
+from airlockd.process import Command, SpawnError, become, pipes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,14 +91,24 @@ def start(
     *,
     on_started: Callable[[SpawnError | None], None],
 ) -> int:
-    """Start `command` with nothing to read and with these outputs; gives its pid. `on_started` is called later."""
-    read, write = os.pipe()
-    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-    pid = os.fork()
-    if not pid:
-        become(command, (null, *outputs), write, namespace, filter_program)
-    os.close(write)
-    os.close(null)
+    """Start `command` with nothing to read and with these outputs; gives its pid. `on_started` is called later.
+
+    Raises OSError where there is no process to be had.
+    """
+    ((read, write),) = pipes(1)
+    null = -1
+    try:
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        pid = os.fork()
+        if not pid:
+            become(command, (null, *outputs), write, namespace, filter_program)
+    except OSError:
+        os.close(read)
+        raise
+    finally:
+        for fd in (write, null):
+            if fd >= 0:
+                os.close(fd)
     os.set_blocking(read, False)
 
     def told() -> None:

@@ -41,7 +41,10 @@ class World(Protocol):
     """What daemons need of the kernel. Process ends are reported to the callback that came with the start."""
 
     def start(self, spec: Spec, failed: Callable[[str | None], None], ended: Callable[[int], None]) -> int:
-        """Start it; gives the pid. `failed` hears why it was not executed, or None, and always before `ended`."""
+        """Start it; gives the pid. `failed` hears why it was not executed, or None, and always before `ended`.
+
+        Raises OSError where there is no process to be had at this time.
+        """
 
     def probe(self, spec: Spec, answer: Callable[[bool], None]) -> None:
         """Ask once whether it is ready."""
@@ -73,9 +76,16 @@ class Daemon:
         self._run += 1
         self._problem = None
         run = self._run
-        self.pid = self._world.start(
-            self.spec, lambda problem: self._executed(run, problem), lambda status: self._ended(run, status)
-        )
+        try:
+            self.pid = self._world.start(
+                self.spec,
+                lambda problem: self._executed(run, problem),
+                lambda status: self._ended(run, status),
+            )
+        except OSError as error:
+            # The sandbox may have used up what there is: there may be more later.
+            self._again_or_never(f"not started: {error.strerror or error}")
+            return
         self._changed()
 
     def stop(self) -> None:
@@ -128,9 +138,18 @@ class Daemon:
         if status == 0 and not self.spec.always:
             self._world.tell(self.spec.name, "ended", how=how)
             self._set("ended")
-        elif self._problem is not None or 0 < self.spec.max_restarts <= self.restarts:
-            self._world.tell(self.spec.name, "failed", how=how, restarts=self.restarts)
-            self._set("failed")
+        elif self._problem is not None:
+            self._give_up(how)
+        else:
+            self._again_or_never(how)
+
+    def _give_up(self, how: str) -> None:
+        self._world.tell(self.spec.name, "failed", how=how, restarts=self.restarts)
+        self._set("failed")
+
+    def _again_or_never(self, how: str) -> None:
+        if 0 < self.spec.max_restarts <= self.restarts:
+            self._give_up(how)
         else:
             self.restarts += 1
             delay = min(BACKOFF * self.restarts, MAX_BACKOFF)

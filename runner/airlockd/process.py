@@ -66,18 +66,24 @@ class Process:
         self._status: int | None = None
         self._started = False
         self.terminal = -1
-        if command.size is None:
-            theirs, sources = self._pipes(command.streams)
-        else:
-            theirs, sources = self._open_terminal(command)
-        self._sources = sources
-        self._failure, failure = os.pipe()
-        self.pid = os.fork()
-        if not self.pid:
-            become(command, theirs, failure, namespace, filter_program)
-        os.close(failure)
-        for fd in set(theirs):
-            os.close(fd)
+        ((self._failure, failure),) = pipes(1)
+        theirs: tuple[int, ...] = ()
+        try:
+            theirs, self._sources = (
+                self._pipes(command.streams) if command.size is None else self._open_terminal(command)
+            )
+            self.pid = os.fork()
+            if not self.pid:
+                become(command, theirs, failure, namespace, filter_program)
+        except OSError:
+            # Too many processes, or descriptors. Our ends of the streams are closed when those are refused.
+            os.close(self._failure)
+            if self.terminal >= 0:
+                os.close(self.terminal)
+            raise
+        finally:
+            for fd in {*theirs, failure}:
+                os.close(fd)
         os.set_blocking(self._failure, False)
         link.loop.on_readable(self._failure, self._started_or_not)
 
@@ -136,8 +142,8 @@ class Process:
         if self._status is not None:
             self._drain()
 
-    def _pipes(self, streams: tuple[int, int, int]) -> tuple[tuple[int, int, int], list[Source]]:
-        ends = [os.pipe() for _ in range(3)]
+    def _pipes(self, streams: tuple[int, int, int]) -> tuple[tuple[int, ...], list[Source]]:
+        ends = pipes(3)
         for read, _ in ends:
             fcntl.fcntl(read, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
         (stdin, our_stdin), (our_stdout, stdout), (our_stderr, stderr) = ends
@@ -150,14 +156,33 @@ class Process:
         ]
         return (stdin, stdout, stderr), sources
 
-    def _open_terminal(self, command: Command) -> tuple[tuple[int, int, int], list[Source]]:
+    def _open_terminal(self, command: Command) -> tuple[tuple[int, ...], list[Source]]:
         master, slave = os.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, _window(*(command.size or (24, 80))))
         self.terminal = master
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, _window(*(command.size or (24, 80))))
         os.set_blocking(master, False)
-        Sink(self._link, os.dup(master), command.streams[0])
-        source = Source(self._link, os.dup(master), command.streams[1], self._report)
+        try:
+            keys, screen = os.dup(master), os.dup(master)
+        except OSError:
+            os.close(slave)
+            raise
+        Sink(self._link, keys, command.streams[0])
+        source = Source(self._link, screen, command.streams[1], self._report)
         return (slave, slave, slave), [source]
+
+
+def pipes(count: int) -> list[tuple[int, int]]:
+    """So many pipes, each (read, write). Raises OSError, and then leaves none open."""
+    made: list[tuple[int, int]] = []
+    try:
+        for _ in range(count):
+            made.append(os.pipe())
+    except OSError:
+        for pair in made:
+            for fd in pair:
+                os.close(fd)
+        raise
+    return made
 
 
 def _window(rows: int, columns: int) -> bytes:
@@ -165,7 +190,7 @@ def _window(rows: int, columns: int) -> bytes:
 
 
 def become(
-    command: Command, stdio: tuple[int, int, int], failure: int, namespace: int, filter_program: bytes
+    command: Command, stdio: Sequence[int], failure: int, namespace: int, filter_program: bytes
 ) -> None:
     """In the child: turn into the command. Never returns."""
     stage = "start"
@@ -179,7 +204,7 @@ def become(
         os.setsid()
         # Above the three numbers that dup2 is about to take.
         failure = fcntl.fcntl(failure, fcntl.F_DUPFD_CLOEXEC, 10)
-        stdio = tuple(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in stdio)  # type: ignore[assignment]
+        stdio = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in stdio]
         for target, fd in enumerate(stdio):
             os.dup2(fd, target)
         if command.size is not None:

@@ -355,14 +355,22 @@ class _World:
         if kind == "log":
             answer(self._logs[spec.name].say(str(value).encode()))
             return
-        if kind == "command":
-            outputs = self._child.null_outputs()
-            pid = self._fork(spec, [str(word) for word in value], spec.cwd, outputs, _ignore)
+        try:
+            pid = self._probe(spec, kind, value)
+        except OSError:
+            answer(False)
+            return
+        self._supervisor._by_pid[pid] = lambda status: answer(status == 0)
+
+    def _probe(self, spec: daemons.Spec, kind: str, value: Any) -> int:
+        if kind != "command":
+            return self._child.probe(kind, str(value), self._supervisor._root.namespace)
+        outputs = self._child.null_outputs()
+        try:
+            return self._fork(spec, [str(word) for word in value], spec.cwd, outputs, _ignore)
+        finally:
             for fd in outputs:
                 os.close(fd)
-        else:
-            pid = self._child.probe(kind, str(value), self._supervisor._root.namespace)
-        self._supervisor._by_pid[pid] = lambda status: answer(status == 0)
 
     def kill(self, pid: int, number: int) -> None:
         """One process to end by itself, its whole group to be gone."""
@@ -373,7 +381,7 @@ class _World:
 
     def tell(self, name: str, state: str, **details: Any) -> None:
         """As an event, with the daemon's own last word where that may explain it."""
-        if state in ("failed", "late"):
+        if state in ("failed", "late") and name in self._logs:
             details["said"] = self._logs[name].last_line()
         self._supervisor._event("daemon", daemon=name, state=state, **details)
 

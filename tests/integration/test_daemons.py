@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING
 
 from sandboxes import running, write_config
@@ -121,3 +122,28 @@ def test_a_stop_while_daemons_start_is_clean(airlock: Airlock, project: Path) ->
     with running(project) as sandbox:
         # It was put away in an orderly manner: what the daemon wrote is there.
         assert sandbox.sh("ls /var/tmp/kept") == "/var/tmp/kept\n"
+
+
+def test_a_sandbox_that_can_start_nothing_goes_on_when_it_can(airlock: Airlock, project: Path) -> None:
+    """Its own root lowers the number of processes: commands are refused, and a daemon's restart is tried again."""
+    daemon = "mkfifo /run/end; echo risen; read x </run/end"
+    write_config(
+        project,
+        f'harden = false\n[daemons.phoenix]\ncommand = ["sh", "-c", "{daemon}"]\nready = {{ log = "risen" }}\n',
+    )
+    limit = "/proc/sys/kernel/threads-max"
+    # From the limit on this shell does without a fork. It goes on when it is told by a signal.
+    script = (
+        f"mkfifo /run/never; old=$(cat {limit}); trap 'echo $old >{limit}' USR1; echo 20 >{limit}; echo >/run/end;"
+        "echo low; read x <>/run/never;"
+        "until [ $(wc -l </airlock/daemons/phoenix/stdout.log) = 2 ]; do sleep 0.2; done; echo again"
+    )
+    with running(project, script) as sandbox:
+        assert sandbox.stdout.readline() == b"low\n"
+        done = airlock("exec", "true", cwd=project)
+        assert done.returncode == 126
+        assert b"airlock: true: [Errno 11] Resource temporarily unavailable\n" in done.stderr
+        while b"daemon phoenix ended (not started: Resource" not in sandbox.stderr.readline():
+            pass
+        sandbox.process.send_signal(signal.SIGUSR1)
+        assert sandbox.wait()[:2] == (0, b"again\n")

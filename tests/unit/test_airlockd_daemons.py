@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +30,12 @@ class FakeWorld:
         self.killed: list[tuple[str, int]] = []
         self.told: list[tuple[str, str]] = []
         self.log: list[str] = []
+        self.full = False
         self._pid = 100
 
     def start(self, spec: Spec, failed: Callable[[str | None], None], ended: Callable[[int], None]) -> int:
+        if self.full:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
         self._pid += 1
         self.running[self._pid] = (spec.name, ended)
         self.executed[spec.name] = failed
@@ -213,6 +217,23 @@ def test_a_program_that_is_not_there_is_not_tried_again(world: FakeWorld) -> Non
     world.end("a", 127 << 8)
     assert outcome.started == ["daemon a ended before it was ready"]
     assert world.log == ["+a", "-a"]
+
+
+def test_one_for_which_there_is_no_process_is_tried_again(world: FakeWorld) -> None:
+    outcome = Outcome(world, spec("a", max_restarts=2))
+    world.run("a")
+    world.full = True
+    world.end("a", EXIT_1)
+    assert world.fire() == [BACKOFF]
+    assert outcome.state("a") == "backoff"
+    world.full = False
+    assert world.fire() == [2 * BACKOFF]
+    world.run("a")
+    assert outcome.state("a") == "up"
+    world.full = True
+    world.end("a", EXIT_1)
+    assert outcome.state("a") == "failed"
+    assert world.told[-1] == ("a", "failed")
 
 
 def test_one_that_is_late_fails_the_start(world: FakeWorld) -> None:

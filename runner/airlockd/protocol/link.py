@@ -78,12 +78,14 @@ class Link:
         self._handlers[stream] = handler
 
     def refuse(self, streams: Iterable[int]) -> None:
-        """Reset agreed streams that will not be served, opened or not."""
+        """Reset agreed streams that will not be served, opened or not; who serves one already hears of it."""
         for stream in streams:
             if not self.mux.is_open(stream):
                 self.mux.open(stream)
-            self._handlers.pop(stream, None)
+            handler = self._handlers.pop(stream, None)
             self.mux.reset(stream)
+            if handler is not None:
+                handler.on_reset()
 
     @property
     def congested(self) -> bool:
