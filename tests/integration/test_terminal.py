@@ -104,8 +104,7 @@ def test_a_terminal_that_is_closed_stops_all_in_order(terminal: Spawn, project: 
     write_config(project, f'[daemons.last]\ncommand = ["sh", "-c", "{script}"]\nready = {{ log = "up" }}\n')
     child = terminal("start", "--", "sh", "-c", "trap '' HUP; echo in-guest; exec sleep 1000")
     child.expect("in-guest\r\n")
-    os.close(child.child_fd)
-    child.closed = True
-    _, status = os.waitpid(child.pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 129
+    child.ptyproc.fileobj.close()
+    child.ptyproc.closed = True
+    assert child.wait() == 129
     assert (project / "ended").read_text() == "in order\n"
