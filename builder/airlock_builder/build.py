@@ -59,8 +59,8 @@ def ingredients(loaded: LoadedRecipe, arch: str | None = None) -> Ingredients:
 
     Raises ConfigError for features that are not known, BuildError for an architecture.
     """
-    arch = arch or platform.machine()
-    arch = {"arm64": "aarch64", "amd64": "x86_64"}.get(arch, arch)
+    host = _uname(platform.machine())
+    arch = _uname(arch) if arch else host
     if arch not in DEBIAN_ARCHITECTURES:
         raise BuildError(
             f"images cannot be built for {arch}", hint=f"Known: {', '.join(DEBIAN_ARCHITECTURES)}."
@@ -68,6 +68,7 @@ def ingredients(loaded: LoadedRecipe, arch: str | None = None) -> Ingredients:
     configs = load_configs(shipped("kernel-configs"))
     return Ingredients(
         arch=arch,
+        host=host,
         features=select(configs.features, _wanted_features(loaded)),
         configs=configs,
         airlockd_digest=airlockd_digest(),
@@ -88,6 +89,11 @@ def build(plan: Plan, store: Store, reporter: Reporter | None = None) -> BuildRe
     with store.in_use():
         image = realiser.realise(plan.image)
     return BuildResult(image, tuple(realiser.results))
+
+
+def _uname(arch: str) -> str:
+    """Linux's name of an architecture that other systems name otherwise."""
+    return {"arm64": "aarch64", "amd64": "x86_64"}.get(arch, arch)
 
 
 def _wanted_features(loaded: LoadedRecipe) -> list[tuple[str, Location]]:

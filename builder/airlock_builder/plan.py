@@ -50,9 +50,13 @@ VERSIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Ingredients:
-    """What besides the recipe decides an image. `compiler` names gcc and ld, for a kernel that is compiled."""
+    """What besides the recipe decides an image. `arch` is the image's, `host` that of the machine that builds it.
+
+    `compiler` names gcc and ld, for a kernel that is compiled.
+    """
 
     arch: str
+    host: str
     features: Mapping[str, Feature]
     configs: KernelConfigs
     airlockd_digest: str
@@ -85,7 +89,7 @@ class Plan:
 
 def make_plan(loaded: LoadedRecipe, ingredients: Ingredients) -> Plan:
     """The plan for a recipe. Raises ConfigError when a file of the recipe cannot be read."""
-    toolbox = _toolbox(ingredients)
+    toolbox = _toolbox(ingredients.arch)
     kernel = kernel_steps(loaded, ingredients)[-1]
     initrd = Step(
         "initrd",
@@ -114,8 +118,7 @@ def make_plan(loaded: LoadedRecipe, ingredients: Ingredients) -> Plan:
     return Plan(loaded, Step("image", loaded.name, VERSIONS["image"], parameters, inputs))
 
 
-def _toolbox(ingredients: Ingredients) -> Step:
-    arch = ingredients.arch
+def _toolbox(arch: str) -> Step:
     packages = _fetch("toolbox-packages", TOOLBOX_SUITE, arch, "install", TOOLBOX_PACKAGES)
     name = f"toolbox-{TOOLBOX_SUITE}-{arch}"
     return Step("toolbox", name, VERSIONS["toolbox"], {"arch": arch}, {"packages": packages})
@@ -148,7 +151,8 @@ def kernel_steps(loaded: LoadedRecipe, ingredients: Ingredients) -> tuple[Step, 
     if request.provider == "debian":
         meta = f"linux-image-{DEBIAN_ARCHITECTURES[arch]}"
         package = _fetch("kernel-package", TOOLBOX_SUITE, arch, "kernel", (meta,))
-        inputs = {"package": package, "toolbox": _toolbox(ingredients)}
+        # Of the toolbox it takes depmod alone, which reads modules of all architectures.
+        inputs = {"package": package, "toolbox": _toolbox(ingredients.host)}
         return (Step("kernel", f"kernel-{arch}", VERSIONS["kernel"], parameters, inputs, payload),)
     package_name = f"linux-source-{format_version(request.version)}"
     # The package is the same for all architectures; this index has it.

@@ -21,6 +21,7 @@ from airlock_store.errors import ConfigError, Location
 
 INGREDIENTS = Ingredients(
     arch="x86_64",
+    host="x86_64",
     features={"sandbox": Feature("all", fragments=("ext4",))},
     configs=KernelConfigs({}, {"ext4": "CONFIG_EXT4_FS=y\n", "tun": "CONFIG_TUN=y\n"}),
     airlockd_digest="a" * 64,
@@ -46,6 +47,15 @@ def plan_of(
 
 def keys(plan: Plan) -> dict[str, str]:
     return {f"{step.kind} {step.name}": step.key for step in plan.steps}
+
+
+def test_a_kernel_of_another_architecture_is_read_with_tools_of_the_host(tmp_path: Path) -> None:
+    steps = {
+        step.kind: step for step in plan_of(tmp_path, ingredients=replace(INGREDIENTS, arch="aarch64")).steps
+    }
+    assert steps["kernel"].inputs["package"].parameters["arch"] == "aarch64"
+    assert steps["kernel"].inputs["toolbox"].parameters["arch"] == "x86_64"
+    assert steps["initrd"].inputs["toolbox"].parameters["arch"] == "aarch64"
 
 
 def test_the_graph(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def check(request: KernelRequest, config: str, release: str) -> list[Verdict]:
 
 def _modules(work: Work, tree: Path, release: str, verdicts: Sequence[Verdict]) -> None:
     request: KernelRequest = work.step.payload["request"]
-    toolbox = Toolbox(work.inputs["toolbox"].path, request.arch)
+    toolbox = Toolbox(work.inputs["toolbox"].path, work.step.inputs["toolbox"].parameters["arch"])
     # Debian's tree has its modules below /usr; depmod looks for them where links would lead it.
     (tree / "lib").mkdir(exist_ok=True)
     directory = tree / "lib" / "modules" / release
