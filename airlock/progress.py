@@ -6,6 +6,7 @@ The builder calls a reporter's four methods, from any thread; `reporter` picks o
 from __future__ import annotations
 
 import sys
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,12 @@ from airlock.output import note, one_line
 from airlock_builder.realise import Silent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from airlock_builder.step import Reporter, Step
+
+LINE_SECONDS = 10.0
+"""Without a terminal, a step's progress is not told more often."""
 
 
 @contextmanager
@@ -39,17 +43,24 @@ def duration(seconds: float) -> str:
 
 
 class Lines(Silent):
-    """A line when a step begins and one when it ends: for logs and pipes."""
+    """A line when a step begins and one when it ends, and some on the way if it takes long: for logs and pipes."""
 
-    def __init__(self, verbose: bool) -> None:
+    def __init__(self, verbose: bool, clock: Callable[[], float] = time.monotonic) -> None:
         self._verbose = verbose
-        self._told: set[str] = set()
+        self._clock = clock
+        self._told: dict[str, tuple[int, float]] = {}
+        """Of each step: the tenth that was told last, and when."""
 
     def step_progress(self, step: Step, fraction: float | None, text: str) -> None:
-        """Say that it began: only a step that does something shows progress."""
+        """Say that it began, since only what is done shows progress; then each tenth, if these are slow."""
         if step.key not in self._told:
-            self._told.add(step.key)
+            self._told[step.key] = 0, self._clock()
             note(f"{_title(step)} ...")
+        tenth, last = self._told[step.key]
+        reached = int((fraction or 0.0) * 10)
+        if reached > tenth and (now := self._clock()) - last >= LINE_SECONDS:
+            self._told[step.key] = reached, now
+            note(f"{_title(step)}: {reached}0 %, {one_line(text)}")
 
     def step_log(self, step: Step, line: str) -> None:
         """Pass the line on if the user wants it."""

@@ -44,6 +44,29 @@ def test_without_a_terminal_there_is_a_line_when_a_step_begins_and_when_it_ends(
     assert capsys.readouterr() == ("", "rootfs tree [red] ...\nrootfs tree [red]: done in 12 s\n")
 
 
+def test_without_a_terminal_a_long_step_tells_its_progress_now_and_then(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    now = 0.0
+    lines = progress.Lines(verbose=False, clock=lambda: now)
+    for done in range(1001):
+        lines.step_progress(ROOTFS, done / 1000, f"{done} of 1000: a\x07.o")
+        now += 0.15
+    assert capsys.readouterr().err.splitlines() == [
+        "rootfs tree [red] ...",
+        *(f"rootfs tree [red]: {tenth}0 %, {tenth}00 of 1000: a\\x07.o" for tenth in range(1, 11)),
+    ]
+
+
+def test_without_a_terminal_a_short_step_does_not(capsys: pytest.CaptureFixture[str]) -> None:
+    now = 0.0
+    lines = progress.Lines(verbose=False, clock=lambda: now)
+    for fraction in (None, 0.2, 0.4, None, 1.0):
+        lines.step_progress(ROOTFS, fraction, "x")
+        now += progress.LINE_SECONDS / 6
+    assert capsys.readouterr().err == "rootfs tree [red] ...\n"
+
+
 def test_what_tools_write_is_shown_on_demand_and_made_safe(capsys: pytest.CaptureFixture[str]) -> None:
     with progress.reporter(quiet=False, verbose=True) as reporter:
         go_through(reporter)
