@@ -34,12 +34,13 @@ def show(as_json: bool) -> None:
     """
     from airlock_runner.config.effective import settings
     from airlock_runner.config.layers import read_layers, without_disabled
-    from airlock_runner.config.model import ProjectConfig
-    from airlock_store.schema import decode
+    from airlock_runner.config.load import whole
+    from airlock_store.errors import ConfigError
 
     layers = read_layers(Path.cwd())
     document = _on_image(layers.document)
-    decode(without_disabled(document), ProjectConfig)
+    if problems := whole(without_disabled(document))[1]:
+        raise ConfigError.of(problems)
     found = settings(document)
     if as_json:
         say_json(_as_json(layers, found))

@@ -5,39 +5,21 @@ The session sends what `asked` gives, and prints what `line` makes of airlockd's
 
 from __future__ import annotations
 
-from graphlib import CycleError, TopologicalSorter
+from graphlib import TopologicalSorter
 from typing import TYPE_CHECKING, Any
 
-from airlock_runner.config import place_of
 from airlock_runner.text import one_line
-from airlock_store.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from airlock_runner.config.model import DaemonConfig
     from airlock_store.services import Ready
 
 
-def asked(daemons: Mapping[str, DaemonConfig], root: Path) -> list[dict[str, Any]]:
-    """The daemons of the project at `root`, each after those that it names.
-
-    Raises ConfigError with the place of an `after` that names no daemon, or that closes a circle.
-    """
-    for name, each in daemons.items():
-        for other in each.after:
-            if other not in daemons:
-                raise ConfigError(
-                    f"daemon {name} is to start after {other!r}, which is none",
-                    at=place_of(root, "daemons", name, "after"),
-                )
-    try:
-        order = list(TopologicalSorter({name: each.after for name, each in daemons.items()}).static_order())
-    except CycleError as error:
-        circle = list(reversed(error.args[1]))
-        at = place_of(root, "daemons", circle[0], "after")
-        raise ConfigError(f"daemons wait for each other in a circle: {' → '.join(circle)}", at=at) from error
+def asked(daemons: Mapping[str, DaemonConfig]) -> list[dict[str, Any]]:
+    """These daemons, each after those that it names. `load_config` has seen to it that there is such an order."""
+    order = TopologicalSorter({name: each.after for name, each in daemons.items()}).static_order()
     return [_asked(name, daemons[name]) for name in order]
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from airlock_runner.config import place_of
 from airlock_runner.files import FileMount
 from airlock_runner.machine.argv import Share
-from airlock_store.errors import ConfigError
+from airlock_store.errors import ConfigError, noting
 from airlock_store.settings import parse_target
 from airlock_store.sizes import format_size
 from airlockd.protocol.files import MAX_FILE
@@ -46,56 +46,81 @@ class Mounts:
 def settle(config: ProjectConfig, root: Path) -> Mounts:
     """The mounts of the project at `root`, sources checked and made where the config says so.
 
-    Raises ConfigError with the place of a source that is missing, is no directory, or is led out of a directory that
-    a sandbox can write to by a symlink; and of two things for one target.
+    Raises one ConfigError with the place of each source that is missing, is no directory, or is led out of a directory
+    that a sandbox can write to by a symlink; and of each two things for one target.
     """
-    shares = [Share(PROJECT, root)]
-    files: list[FileMount] = []
-    places: list[dict[str, Any]] = [_share(PROJECT, os.fspath(root), read_only=False)]
-    warnings: list[str] = []
-    taken = {os.fspath(root): "the project"}
-
-    def take(target: str, what: str, *keys: str) -> None:
-        if target in taken:
-            raise ConfigError(f"{target} is also the place of {taken[target]}", at=place_of(root, *keys))
-        taken[target] = what
-
-    writable = writable_by_sandbox(config, root)
+    settling = _Settling(config, root)
     for name, mount in config.mounts.items():
-        source = _source(name, mount, root, writable)
-        if source is None:
-            if mount.missing == "warn":
-                warnings.append(f"mount {name}: {mount.source} is not there, going on without it")
-            continue
-        target = mount.target or _same_place(name, source, root)
-        take(target, f"mount {name}", "mounts", name)
-        if source.is_file():
-            if len(files) == MAX_FILES:
-                raise ConfigError(f"more than {MAX_FILES} files", at=place_of(root, "mounts", name))
-            file = FileMount(len(files), name, source, target, mount.read_only)
-            files.append(file)
-            places.append(_file(file))
-            continue
-        if len(shares) > MAX_MOUNTS:
-            raise ConfigError(f"more than {MAX_MOUNTS} directories", at=place_of(root, "mounts", name))
-        tag = f"mount{len(shares) - 1}"
-        shares.append(Share(tag, source, mount.read_only))
-        places.append(_share(tag, target, read_only=mount.read_only))
-        places += _private(source, target, root)
-    places += _private(root, os.fspath(root), root)
+        with noting(settling.problems):
+            settling.mount(name, mount)
+    settling.places += _private(root, os.fspath(root), root)
     for mask in config.mask.values():
-        places += [{"kind": "mask", "target": f"{root}/{path}"} for path in mask.paths]
+        settling.places += [{"kind": "mask", "target": f"{root}/{path}"} for path in mask.paths]
     for name, cache in config.disk.cache.items():
         for path in cache.paths:
-            target = path if path.startswith(("/", "~")) else f"{root}/{path}"
-            take(target, f"cache {name}", "disk", "cache", name)
-            # A directory for each path, by the path: it stays the same however the list changes.
-            directory = f"{name}/{hashlib.sha256(path.encode()).hexdigest()[:32]}"
-            places.append({"kind": "cache", "target": target, "directory": directory})
+            with noting(settling.problems):
+                settling.cache(name, path)
     for name, bind in config.disk.bind.items():
-        take(bind.path, f"disk.bind {name}", "disk", "bind", name)
-        places.append({"kind": "bind", "target": bind.path, "directory": name})
-    return Mounts(tuple(shares), tuple(files), tuple(places), tuple(warnings))
+        with noting(settling.problems):
+            settling.take(bind.path, f"disk.bind {name}", "disk", "bind", name)
+            settling.places.append({"kind": "bind", "target": bind.path, "directory": name})
+    if settling.problems:
+        raise ConfigError.of(settling.problems)
+    return Mounts(
+        tuple(settling.shares), tuple(settling.files), tuple(settling.places), tuple(settling.warnings)
+    )
+
+
+class _Settling:
+    """What has been settled so far. Each method raises ConfigError for the one thing that it is about."""
+
+    def __init__(self, config: ProjectConfig, root: Path) -> None:
+        self.problems: list[ConfigError] = []
+        self.shares = [Share(PROJECT, root)]
+        self.files: list[FileMount] = []
+        self.places: list[dict[str, Any]] = [_share(PROJECT, os.fspath(root), read_only=False)]
+        self.warnings: list[str] = []
+        self._root = root
+        self._taken = {os.fspath(root): "the project"}
+        self._writable = writable_by_sandbox(config, root)
+
+    def take(self, target: str, what: str, *keys: str) -> None:
+        """A place for one thing only."""
+        if target in self._taken:
+            raise ConfigError(
+                f"{target} is also the place of {self._taken[target]}", at=place_of(self._root, *keys)
+            )
+        self._taken[target] = what
+
+    def mount(self, name: str, mount: MountConfig) -> None:
+        """A directory, which is a device of the machine, or a file."""
+        source = _source(name, mount, self._root, self._writable)
+        if source is None:
+            if mount.missing == "warn":
+                self.warnings.append(f"mount {name}: {mount.source} is not there, going on without it")
+            return
+        target = mount.target or _same_place(name, source, self._root)
+        self.take(target, f"mount {name}", "mounts", name)
+        if source.is_file():
+            if len(self.files) == MAX_FILES:
+                raise ConfigError(f"more than {MAX_FILES} files", at=place_of(self._root, "mounts", name))
+            file = FileMount(len(self.files), name, source, target, mount.read_only)
+            self.files.append(file)
+            self.places.append(_file(file))
+            return
+        if len(self.shares) > MAX_MOUNTS:
+            raise ConfigError(f"more than {MAX_MOUNTS} directories", at=place_of(self._root, "mounts", name))
+        tag = f"mount{len(self.shares) - 1}"
+        self.shares.append(Share(tag, source, mount.read_only))
+        self.places.append(_share(tag, target, read_only=mount.read_only))
+        self.places += _private(source, target, self._root)
+
+    def cache(self, name: str, path: str) -> None:
+        """A directory for each path, by the path: it stays the same however the list changes."""
+        target = path if path.startswith(("/", "~")) else f"{self._root}/{path}"
+        self.take(target, f"cache {name}", "disk", "cache", name)
+        directory = f"{name}/{hashlib.sha256(path.encode()).hexdigest()[:32]}"
+        self.places.append({"kind": "cache", "target": target, "directory": directory})
 
 
 def over_virtiofs(mounts: Mounts, daemon: Daemon) -> Mounts:
@@ -144,6 +169,8 @@ def _source(name: str, mount: MountConfig, root: Path, writable: list[Path]) -> 
 
     real = Path(os.path.realpath(path))
     shared = led_out(path, writable)
+    if real.is_relative_to(os.path.realpath(root / PRIVATE)):
+        raise wrong("lies where airlock keeps the sandbox itself, which is hidden from it")
     if shared is not None:
         raise wrong(
             f"leads out of {shared}, which the sandbox can write to, by a symlink", "name its real path"

@@ -6,9 +6,10 @@ import os
 from typing import TYPE_CHECKING, TypeVar
 
 from airlock_runner.config import place_of
+from airlock_runner.config.model import MIN_MEMORY, host_memory
 from airlock_runner.machine.argv import MachineSpec
 from airlock_runner.mounts import host_path, led_out, writable_by_sandbox
-from airlock_store.errors import ConfigError
+from airlock_store.errors import ConfigError, noting
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,22 +28,36 @@ def machine_spec(
 ) -> MachineSpec:
     """What to boot: the project's word over the image's over the defaults (all CPUs, a quarter of the memory).
 
-    `root` is the project's. Raises ConfigError for a kernel or an initrd of the config that cannot be booted from.
+    `root` is the project's. An image's memory is cut to what this host has. Raises ConfigError as `boot_files` does.
     """
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    total = host_memory()
+    kernel, initrd = boot_files(config, root)
+    wished = min(image.vm.memory, total) if image.vm.memory is not None else None
     return MachineSpec(
         qemu=qemu,
         arch=image.arch,
         accelerator="",
         cpus=first(config.vm.cpus, image.vm.cpus, os.cpu_count() or 1),
-        memory=first(config.vm.memory, image.vm.memory, min(total // 4, MAX_DEFAULT_MEMORY)),
-        kernel=_boot_file("kernel", config.vm.kernel, root, config) or image.kernel,
-        initrd=_boot_file("initrd", config.vm.initrd, root, config) or image.initrd,
+        memory=first(config.vm.memory, wished, max(MIN_MEMORY, min(total // 4, MAX_DEFAULT_MEMORY))),
+        kernel=kernel or image.kernel,
+        initrd=initrd or image.initrd,
         rootfs=image.rootfs,
         rootfs_format=image.rootfs_format,
         disk=disk,
         shares=shares,
     )
+
+
+def boot_files(config: ProjectConfig, root: Path) -> tuple[Path | None, Path | None]:
+    """The kernel and the initrd that the config names. Raises ConfigError for each that cannot be booted from."""
+    problems: list[ConfigError] = []
+    found: list[Path | None] = [None, None]
+    for index, (key, value) in enumerate((("kernel", config.vm.kernel), ("initrd", config.vm.initrd))):
+        with noting(problems):
+            found[index] = _boot_file(key, value, root, config)
+    if problems:
+        raise ConfigError.of(problems)
+    return found[0], found[1]
 
 
 def _boot_file(key: str, value: str | None, root: Path, config: ProjectConfig) -> Path | None:

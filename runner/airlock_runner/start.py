@@ -16,9 +16,10 @@ from airlock_runner.machine.virtiofs import choose_daemon
 from airlock_runner.mounts import over_virtiofs, settle, writable_by_sandbox
 from airlock_runner.net.network import Network
 from airlock_runner.session import Session
+from airlock_runner.shape import boot_files
 from airlock_runner.stdio import ensure_stdio
 from airlock_runner.timeline import mark
-from airlock_store.errors import AirlockError, ConfigError
+from airlock_store.errors import AirlockError, ConfigError, noting
 from airlock_store.sizes import format_size
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from airlock_runner.config import ProjectConfig
     from airlock_runner.machine.states import States
+    from airlock_runner.mounts import Mounts
     from airlock_runner.project import Project
     from airlock_store.image import Image
 
@@ -68,13 +70,12 @@ def start(request: StartRequest) -> int:
     project.prepare()
     with project.lock() as lock:
         settle_disk_size(request)
-        mounts = settle(request.config, project.root)
+        mounts, network = _settle(request)
         daemon = choose_daemon(request.config.vm.share, cold=request.states is None)
         if daemon is not None:
             # A machine whose memory another process serves cannot be saved or restored.
             mounts, request = over_virtiofs(mounts, daemon), replace(request, states=None)
-        asked = daemons.asked(request.config.daemons, project.root)
-        network = Network(request.config.network, project, writable_by_sandbox(request.config, project.root))
+        asked = daemons.asked(request.config.daemons)
         session = Session(request, mounts, asked, network, lock)
         before = fingerprint(project.root)
         approval.begin(project.root, _agreed(request))
@@ -85,6 +86,24 @@ def start(request: StartRequest) -> int:
             _look_at_config(session, project.root, before)
             mark("end")
             timeline.write()
+
+
+def _settle(request: StartRequest) -> tuple[Mounts, Network]:
+    """What the config asks for of this host, all that is wrong in it told together. The network holds ports."""
+    config, project = request.config, request.project
+    problems: list[ConfigError] = []
+    mounts = network = None
+    with noting(problems):
+        mounts = settle(config, project.root)
+    with noting(problems):
+        boot_files(config, project.root)
+    with noting(problems):
+        network = Network(config.network, project, writable_by_sandbox(config, project.root))
+    if mounts is None or network is None or problems:
+        if network is not None:
+            network.close()
+        raise ConfigError.of(problems)
+    return mounts, network
 
 
 def _agreed(request: StartRequest) -> approval.Settings:

@@ -5,11 +5,12 @@ A message says what is wrong, a hint says what to do, a location says where. Not
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 
@@ -48,6 +49,7 @@ class ConfigError(AirlockError):
 
     exit_code = 2
     title = "Config error"
+    _several: tuple[ConfigError, ...] = ()
 
     @classmethod
     def of(cls, problems: Sequence[ConfigError]) -> ConfigError:
@@ -57,7 +59,22 @@ class ConfigError(AirlockError):
         error = cls("\n".join(str(problem) for problem in problems))
         hints = dict.fromkeys(problem.hint for problem in problems if problem.hint)
         error.hint = "\n".join(hints) or None
+        error._several = tuple(problems)
         return error
+
+    @property
+    def problems(self) -> tuple[ConfigError, ...]:
+        """What it is made of: each with its own place."""
+        return self._several or (self,)
+
+
+@contextmanager
+def noting(problems: list[ConfigError]) -> Iterator[None]:
+    """Go on after the block whatever ConfigError it raises, with its problems added to these."""
+    try:
+        yield
+    except ConfigError as error:
+        problems.extend(error.problems)
 
 
 class UsageError(AirlockError):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, Union
 
 from airlock_store.errors import ConfigError
 
@@ -41,8 +41,9 @@ def decode(document: Document, cls: type[T]) -> T:
     dataclass, X | None, a union of types that TOML can tell apart, or Any. A field's metadata may have `key` (the
     name in the file when it differs), `doc` (one line for people) and `parse`: a function from the plain value to
     the field's, whose ValueError or ConfigError is reported at the value's place; `each`, for a Mapping, is called
-    with every key and value and may raise in the same way, as may a dataclass's own __post_init__. A field without
-    a default is required. A key that is null (None, which JSON and YAML have) counts as left out.
+    with every key and value and may raise in the same way, as may a dataclass's own __post_init__. `elements` makes
+    an array of what such a function gives for each element, and reports each at its own place. A field without a
+    default is required. A key that is null (None, which JSON and YAML have) counts as left out.
 
     Raises one ConfigError with all problems in the order of their places.
     """
@@ -51,6 +52,14 @@ def decode(document: Document, cls: type[T]) -> T:
     if decoder.problems:
         raise ConfigError.of(sorted(decoder.problems, key=_by_place))
     return typing.cast("T", result)
+
+
+class Elements(NamedTuple):
+    """An array of `least` to `most` elements, each read by `parse`, for a field's metadata."""
+
+    parse: Callable[[Any], object]
+    least: int = 0
+    most: int = 10_000
 
 
 class _Bad:
@@ -87,6 +96,9 @@ class _Decoder:
         return self._call(lambda: cls(**values), place, "")
 
     def _field(self, value: object, field: dataclasses.Field[Any], hint: object, place: Place) -> object:
+        elements = field.metadata.get("elements")
+        if elements is not None:
+            return self._elements(value, elements, place)
         parse = field.metadata.get("parse")
         if parse is None:
             result = self._value(value, hint, place)
@@ -96,6 +108,18 @@ class _Decoder:
                     self._call(partial(each, key, item), (*place, key), "")
             return result
         return self._call(lambda: parse(value), place, f"{_name(place)}: ")
+
+    def _elements(self, value: object, elements: Elements, place: Place) -> object:
+        if not isinstance(value, list):
+            return self._problem(place, f"{_name(place)}: expected an array, found {_kind(value)}")
+        if not elements.least <= len(value) <= elements.most:
+            wanted = f"expected an array of {elements.least} to {elements.most} elements"
+            return self._problem(place, f"{_name(place)}: {wanted}, found {len(value)}")
+        items = tuple(
+            self._call(partial(elements.parse, each), (*place, index), f"{_name(place)}: ")
+            for index, each in enumerate(value)
+        )
+        return _BAD if _any_bad(items) else items
 
     def _call(self, make: Callable[[], object], place: Place, prefix: str) -> object:
         try:

@@ -253,6 +253,37 @@ def test_undefined_variables_are_told_with_file_key_and_name(root: Path) -> None
     assert load_config(root, {"ONE": "1", "THREE": "3"}.get).env == {"A": "1", "B": "2", "C": "x3"}
 
 
+def test_what_the_whole_lacks_is_told_together(home: Path, root: Path) -> None:
+    """What no file alone can be blamed for: all of it, each at its place."""
+    user = put(home / ".airlock.toml", '[mounts.m]\ntarget = "/m"\n[env]\nU = "${ONE}"\n')
+    project = put(
+        root / "airlock.toml",
+        "[daemons.a]\ncommand = ['a']\nafter = ['b', 'none']\nready = { log = 'up' }\n[daemons.a.env]\nD = '${TWO}'\n"
+        "[daemons.b]\ncommand = ['b']\nafter = ['a']\n[daemons.c]\n"
+        "[daemons.off]\nenabled = false\nafter = ['none']\nenv = { X = '${THREE}' }\n",
+    )
+    said = problems(root)
+    assert said == [
+        f"{user}:1:9: missing key 'source' in [mounts.m]",
+        f"{project}:10:10: missing key 'command' in [daemons.c]",
+        f"{project}:3:15: daemon a is to start after 'none', which is none",
+        f"{project}:3:1: daemons wait for each other in a circle: {said[3].rpartition(': ')[2]}",
+        f"{user}:4:1: 'U': the variable ONE is not defined",
+        f"{project}:6:1: 'D': the variable TWO is not defined",
+    ]
+
+
+def test_every_element_that_is_wrong_is_told_at_its_place(root: Path) -> None:
+    path = put(
+        root / "airlock.toml",
+        "[mask.m]\npaths = ['/a', 'fine',\n  '../b']\n[network.ports.p]\nhost = [0, 80, '1-2']\n"
+        "[network.rules.r]\nallow = ['a*',\n 'a', 1]\n",
+    )
+    assert [line.partition(": ")[0].removeprefix(f"{path}:") for line in problems(root)] == [
+        "2:10", "3:3", "5:9", "5:16", "7:10", "8:7",
+    ]  # fmt: skip
+
+
 def test_a_value_that_is_too_long_once_put_in_is_told_at_its_place(root: Path) -> None:
     path = put(root / "airlock.toml", '[env]\nA = "${BIG}"\n')
     with pytest.raises(ConfigError, match="too long") as caught:

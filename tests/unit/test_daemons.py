@@ -31,7 +31,7 @@ def load(root: Path, text: str, local: str = "") -> ProjectConfig:
 
 
 def test_defaults_are_those_of_the_manual(root: Path) -> None:
-    (one,) = asked(load(root, WEB).daemons, root)
+    (one,) = asked(load(root, WEB).daemons)
     assert one == {
         "name": "web", "command": ("/bin/web",), "cwd": "/", "env": {}, "harden": True, "signal": 15, "timeout": 10.0,
         "always": True, "max_restarts": 10, "ready": None, "ready_timeout": 30.0, "after": (),
@@ -43,7 +43,7 @@ def test_everything_said(root: Path) -> None:
         'cwd = "/srv"\nsignal = "USR1"\ntimeout = 0\nrestart = "on-failure"\nmax_restarts = 0\nharden = false\n'
         'ready = { tcp = 8080 }\nready_timeout = 1.5\nenv = { A = "${TOKEN}$$" }\n'
     )
-    (one,) = asked(load(root, text).daemons, root)
+    (one,) = asked(load(root, text).daemons)
     assert one["env"] == {"A": "t$"}
     assert (one["signal"], one["timeout"], one["always"], one["ready"]) == (10, 0.0, False, ("tcp", 8080))
     assert patience(load(root, text).daemons) is None
@@ -56,7 +56,7 @@ def test_the_numbers_of_signals_are_linuxs() -> None:
 
 @pytest.mark.parametrize("ready", ['command = ["true"]', 'socket = "/run/x"', 'log = "up"'])
 def test_the_other_ways_to_be_ready(root: Path, ready: str) -> None:
-    (one,) = asked(load(root, f"{WEB}[daemons.web.ready]\n{ready}\n").daemons, root)
+    (one,) = asked(load(root, f"{WEB}[daemons.web.ready]\n{ready}\n").daemons)
     assert one["ready"][0] == ready.split(maxsplit=1)[0]
 
 
@@ -65,7 +65,7 @@ def test_they_are_ordered_by_after(root: Path) -> None:
         f'[daemons.{name}]\ncommand = ["x"]\nafter = {after}\n'
         for name, after in (("c", ["b", "a"]), ("b", ["a"]), ("a", []), ("d", []))
     )
-    order = [each["name"] for each in asked(load(root, text).daemons, root)]
+    order = [each["name"] for each in asked(load(root, text).daemons)]
     assert [name for name in order if name != "d"] == ["a", "b", "c"]
     assert set(order) == set("abcd")
 
@@ -83,7 +83,7 @@ def test_one_that_is_off_is_waited_for_by_nobody(root: Path) -> None:
     config = load(
         root, WEB + 'after = ["db"]\n' + WEB.replace("web]", "db]"), "[daemons.db]\nenabled = false\n"
     )
-    assert [each["name"] for each in asked(config.daemons, root)] == ["web"]
+    assert [each["name"] for each in asked(config.daemons)] == ["web"]
     assert config.daemons["web"].after == ()
 
 
@@ -104,7 +104,7 @@ def test_one_that_is_off_is_waited_for_by_nobody(root: Path) -> None:
         (WEB + 'ready = { tcp = 1, log = "x" }', "3:1: ready needs exactly one of"),
         (WEB + "ready = { tcp = 70000 }", "3:11: 'tcp': expected the number of a port"),
         (WEB + 'env = { A = "${NOT}" }', "3:9: 'A': the variable NOT is not defined"),
-        (WEB + 'after = ["db"]', "3:1: daemon web is to start after 'db', which is none"),
+        (WEB + 'after = ["db"]', "3:10: daemon web is to start after 'db', which is none"),
         (WEB + 'after = ["web"]', "3:1: daemons wait for each other in a circle: web → web"),
         (
             WEB + 'after = ["b"]\n[daemons.b]\ncommand = ["x"]\nafter = ["web"]',
@@ -114,7 +114,7 @@ def test_one_that_is_off_is_waited_for_by_nobody(root: Path) -> None:
 )
 def test_what_is_wrong_is_told_at_its_place(root: Path, text: str, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        asked(load(root, text).daemons, root)
+        asked(load(root, text).daemons)
     assert said in str(caught.value).removeprefix(f"{root}/airlock.toml:")
 
 

@@ -116,12 +116,12 @@ def test_a_missing_source_can_be_made(root: Path, tmp_path: Path) -> None:
         ('[mounts.a]\nsource = "/proc/self/../fs"', "2:1: mount a: nothing can be mounted at '/proc/fs'"),
         ('[mounts.a]\nsource = "/"', "2:1: mount a: nothing can be mounted at '/'"),
         ('[mounts.a]\nsource = "~"\nmissing = "make"', "3:1: 'missing': expected one of 'fail', 'warn'"),
-        ('[mask.a]\npaths = ["/etc"]', "2:1: 'paths': '/etc' is not a path below the project"),
-        ('[mask.a]\npaths = ["x/../.."]', "2:1: 'paths': 'x/../..' is not a path below the project"),
-        ('[mask.a]\npaths = ["~/x"]', "2:1: 'paths': '~/x' is not a path below the project"),
-        ('[mask.a]\npaths = ["."]', "2:1: 'paths': '.' is not a path below the project"),
-        ("[mask.a]\npaths = []", "2:1: 'paths': expected an array of paths"),
-        ('[disk.cache.a]\npaths = ["../x"]', "2:1: 'paths': '../x' is not a path below the project"),
+        ('[mask.a]\npaths = ["/etc"]', "2:10: 'paths': '/etc' is not a path below the project"),
+        ('[mask.a]\npaths = ["x/../.."]', "2:10: 'paths': 'x/../..' is not a path below the project"),
+        ('[mask.a]\npaths = ["~/x"]', "2:10: 'paths': '~/x' is not a path below the project"),
+        ('[mask.a]\npaths = ["."]', "2:10: 'paths': '.' is not a path below the project"),
+        ("[mask.a]\npaths = []", "2:1: 'paths': expected an array of 1 to 256 elements, found 0"),
+        ('[disk.cache.a]\npaths = ["../x"]', "2:10: 'paths': '../x' is not a path below the project"),
     ],
 )
 def test_what_cannot_be_mounted_is_refused_at_its_place(
@@ -238,3 +238,23 @@ def test_binds_become_places(root: Path) -> None:
     ]
     with pytest.raises(ConfigError, match=r":3:12: /x is also the place of cache c"):
         mounts(root, '[disk.cache.c]\npaths = ["/x"]\n[disk.bind.b]\npath = "/x"\n')
+
+
+def test_all_that_is_wrong_is_told_at_once(root: Path) -> None:
+    said = refusal(
+        root,
+        '[mounts.a]\nsource = "none"\n[mounts.b]\nsource = "~"\ntarget = "/x"\n[mounts.c]\nsource = "nor"\n'
+        '[disk.cache.c]\npaths = ["/x", "/y"]\n[disk.bind.d]\npath = "/y"\n',
+    )
+    lines = [line.removeprefix(f"{root}/airlock.toml:") for line in said.splitlines()]
+    assert [line.partition(" ")[0] for line in lines] == ["2:1:", "7:1:", "8:13:", "10:12:"]
+
+
+@pytest.mark.parametrize("source", [".airlock", ".airlock/sandbox", "link/state.json"])
+def test_the_private_directory_is_no_source(root: Path, source: str) -> None:
+    (root / ".airlock" / "sandbox").mkdir(parents=True)
+    (root / ".airlock" / "sandbox" / "state.json").touch()
+    (root / "link").symlink_to(".airlock/sandbox")
+    text = f'[mounts.a]\nsource = "{source}"\ntarget = "/x"\n'
+    assert "2:1: mount a: " in (said := refusal(root, text))
+    assert "lies where airlock keeps the sandbox itself" in said

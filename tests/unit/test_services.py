@@ -54,7 +54,7 @@ def load(root: Path, text: str, brings: dict[str, Any] = BRINGS) -> ProjectConfi
 
 def test_a_project_that_says_nothing_has_what_the_image_brings(root: Path) -> None:
     config = load(root, "")
-    (daemon,) = asked(config.daemons, root)
+    (daemon,) = asked(config.daemons)
     assert (daemon["command"], daemon["harden"], daemon["timeout"]) == (("dockerd", "-D"), False, 60.0)
     assert daemon["ready"] == ("command", ("docker", "info"))
     # The image's word, not a reference to something of the host.
@@ -80,7 +80,7 @@ def test_the_project_has_the_last_word_key_by_key(root: Path) -> None:
         path = "/data"
         """
     config = load(root, text)
-    dockerd, web = asked(config.daemons, root)
+    dockerd, web = asked(config.daemons)
     assert (dockerd["command"], dockerd["harden"], dockerd["timeout"]) == (("/bin/other",), True, 60.0)
     assert dockerd["ready"] == ("tcp", 80)
     assert dockerd["env"] == {"PRICE": "${HOME} $5", "MORE": "1"}

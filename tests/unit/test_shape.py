@@ -82,3 +82,22 @@ def test_what_cannot_be_booted_from_is_refused_at_its_place(root: Path, tmp_path
     (tmp_path / "secret").touch()
     (root / "initrd").symlink_to("../secret")
     assert f"initrd {root}/initrd leads out of {root}" in refusal(root, '[vm]\ninitrd = "initrd"\n')
+
+
+def test_both_are_told_where_neither_can_be_booted_from(root: Path) -> None:
+    said = refusal(root, '[vm]\nkernel = "none"\ninitrd = "."\n')
+    assert "2:1: kernel " in said
+    assert "3:1: initrd " in said
+
+
+def test_memory_is_never_more_than_the_host_has_nor_too_little(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def on_host(total: int, image: Image) -> int:
+        sizes = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": total // 4096}
+        monkeypatch.setattr(os, "sysconf", sizes.__getitem__)
+        return spec(root, image=image).memory
+
+    # An image is made for hosts that nobody knows yet.
+    assert on_host(2 * GIB, replace(IMAGE, vm=VmDefaults(memory=8 * GIB))) == 2 * GIB
+    assert on_host(GIB // 2, IMAGE) == GIB // 4

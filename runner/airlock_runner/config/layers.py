@@ -21,7 +21,7 @@ from airlock_runner.config.files import (
 )
 from airlock_runner.config.model import ProjectConfig
 from airlock_store.document import Document
-from airlock_store.errors import ConfigError, Location
+from airlock_store.errors import ConfigError, Location, noting
 from airlock_store.schema import check
 from airlock_store.services import BRINGS, lay
 
@@ -137,10 +137,8 @@ def _is_off(entry: object) -> bool:
 def _read(slots: Iterable[Slot], problems: list[ConfigError]) -> list[Document]:
     documents = []
     for slot in slots:
-        try:
+        with noting(problems):
             documents.append(read_config(slot.path))
-        except ConfigError as error:
-            problems.append(error)
     return documents
 
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from graphlib import CycleError, TopologicalSorter
+from typing import TYPE_CHECKING, Any
 
 from airlock_runner.config.files import PROJECT, local_slot, project_slot
 from airlock_runner.config.layers import read_layers, without_disabled
 from airlock_runner.config.model import ProjectConfig
 from airlock_runner.config.variables import UndefinedVariableError, expand
-from airlock_store.errors import ConfigError
+from airlock_store.errors import ConfigError, noting
 from airlock_store.schema import decode
 from airlock_store.services import lay
 from airlock_store.settings import check_env
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from airlock_runner.config.variables import Lookup
@@ -44,20 +44,32 @@ def load_config(
     """The config of the project at `root`, all layers merged, variables replaced by what `lookup` knows.
 
     `under` is the image's layer, without which a project that only changes what its image brings lacks the rest.
-    Raises one ConfigError with every problem and its place.
+    Raises one ConfigError with every problem and its place: of the files, or where each of them is right, of the whole.
     """
     document = read_layers(root).document
     document = without_disabled(lay(under, document) if under else document)
-    config = decode(document, ProjectConfig)
-    problems: list[ConfigError] = []
-    env = _resolve(config.env, ("env",), document, lookup, problems)
-    daemons = {
-        name: replace(each, env=_resolve(each.env, ("daemons", name, "env"), document, lookup, problems))
-        for name, each in config.daemons.items()
-    }
+    config, problems = whole(document)
+    daemons: dict[str, Any] = document.data.get("daemons") or {}
+    env = _resolve(document, ("env",), lookup, problems)
+    daemon_env = {name: _resolve(document, ("daemons", name, "env"), lookup, problems) for name in daemons}
     if problems:
         raise ConfigError.of(problems)
-    return replace(config, env=env, daemons=daemons)
+    return replace(
+        config,
+        env=env,
+        daemons={name: replace(each, env=daemon_env[name]) for name, each in config.daemons.items()},
+    )
+
+
+def whole(document: Document) -> tuple[ProjectConfig, list[ConfigError]]:
+    """What all layers say together, without the entries that are off; and what is wrong in that as a whole.
+
+    Variables are left as they are written. Where something is wrong, the config is worth nothing.
+    """
+    config, problems = ProjectConfig(), list[ConfigError]()
+    with noting(problems):
+        config = decode(document, ProjectConfig)
+    return config, problems + _order_problems(document)
 
 
 def place_of(root: Path, *keys: str) -> Location:
@@ -65,11 +77,39 @@ def place_of(root: Path, *keys: str) -> Location:
     return read_layers(root).document.at(keys)
 
 
-def _resolve(
-    env: Mapping[str, str], place: Place, document: Document, lookup: Lookup, problems: list[ConfigError]
-) -> dict[str, str]:
+def _order_problems(document: Document) -> list[ConfigError]:
+    """Daemons that are to start after one that is none, or after themselves, at their places."""
+    after = {
+        name: [each for each in daemon.get("after") or () if isinstance(each, str)]
+        for name, daemon in (document.data.get("daemons") or {}).items()
+    }
+    problems = [
+        ConfigError(
+            f"daemon {name} is to start after {other!r}, which is none",
+            at=document.at(("daemons", name, "after", index)),
+        )
+        for name, others in after.items()
+        for index, other in enumerate(others)
+        if other not in after
+    ]
+    try:
+        TopologicalSorter(after).prepare()
+    except CycleError as error:
+        circle = list(reversed(error.args[1]))
+        at = document.at(("daemons", circle[0], "after"))
+        problems.append(ConfigError(f"daemons wait for each other in a circle: {' → '.join(circle)}", at=at))
+    return problems
+
+
+def _resolve(document: Document, place: Place, lookup: Lookup, problems: list[ConfigError]) -> dict[str, str]:
+    """The variables of the table at `place`, each with what it refers to put in."""
+    table: Any = document.data
+    for key in place:
+        table = table.get(key) or {}
     resolved: dict[str, str] = {}
-    for name, value in env.items():
+    for name, value in table.items():
+        if value is None:
+            continue
         at = document.at((*place, name))
         try:
             resolved[name] = expand(value, lookup)

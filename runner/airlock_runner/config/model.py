@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from airlock_runner.config.network_model import NetworkConfig
 from airlock_runner.config.variables import check_references
+from airlock_store.schema import Elements
 from airlock_store.services import Bind, Daemon
 from airlock_store.settings import (
     ENV_SCHEMA,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 MIN_MEMORY = 256 * MIB
 MIN_DISK, MAX_DISK = 64 * MIB, 16 * TIB
-MAX_CPUS = 255
+MAX_CPUS, MAX_PATHS = 255, 256
 SIZE_SCHEMA = {"type": "string", "title": "size", "pattern": SIZE_PATTERN, "examples": ["512 MB", "1.5 GB"]}
 USER_PATTERN = "[A-Za-z_][A-Za-z0-9_.-]{0,31}|[0-9]{1,9}"
 PATHS_SCHEMA = {"type": "array", "items": PATH_SCHEMA, "minItems": 1}
@@ -82,22 +83,15 @@ def _check_variable(name: str, value: str) -> None:
     check_references(value)
 
 
-def parse_inner_paths(value: object) -> tuple[str, ...]:
-    """Paths relative to the project, that stay in it, normal. Raises ValueError."""
-    return tuple(_inner(path) for path in _paths(value))
+def parse_inner_path(value: object) -> str:
+    """A path relative to the project, that stays in it, normal. Raises ValueError."""
+    return _inner(parse_path(value))
 
 
-def parse_sandbox_paths(value: object) -> tuple[str, ...]:
-    """Paths relative to the project, or directories of the sandbox as for `parse_target`. Raises ValueError."""
-    return tuple(
-        parse_target(path) if path.startswith(("/", "~")) else _inner(path) for path in _paths(value)
-    )
-
-
-def _paths(value: object) -> list[str]:
-    if not isinstance(value, list) or not value:
-        raise ValueError("expected an array of paths")
-    return [parse_path(path) for path in value]
+def parse_sandbox_path(value: object) -> str:
+    """A path relative to the project, or a directory of the sandbox as for `parse_target`. Raises ValueError."""
+    path = parse_path(value)
+    return parse_target(path) if path.startswith(("/", "~")) else _inner(path)
 
 
 def _inner(path: str) -> str:
@@ -192,7 +186,7 @@ class MaskConfig:
 
     paths: tuple[str, ...] = setting(
         "relative to the project; a directory is empty, a file too",
-        unset="required", default=MISSING, parse=parse_inner_paths, schema=PATHS_SCHEMA,
+        unset="required", default=MISSING, elements=Elements(parse_inner_path, 1, MAX_PATHS), schema=PATHS_SCHEMA,
     )  # fmt: skip
     enabled: bool = enabled()
 
@@ -203,7 +197,7 @@ class CacheConfig:
 
     paths: tuple[str, ...] = setting(
         "absolute, below `~` (the home of `[vm] user`), or relative to the project",
-        unset="required", default=MISSING, parse=parse_sandbox_paths, schema=PATHS_SCHEMA,
+        unset="required", default=MISSING, elements=Elements(parse_sandbox_path, 1, MAX_PATHS), schema=PATHS_SCHEMA,
     )  # fmt: skip
     enabled: bool = enabled()
 

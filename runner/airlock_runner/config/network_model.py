@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from airlock_store.schema import Elements
 from airlock_store.settings import check_name, enabled, parse_path, setting
 
 if TYPE_CHECKING:
@@ -38,11 +39,16 @@ class SocketPair(NamedTuple):
     guest: str
 
 
-def parse_port_pairs(value: object) -> tuple[PortPair, ...]:
-    """Ports, each a number for both sides or "HOST:GUEST". Raises ValueError."""
-    if not isinstance(value, list) or len(value) > MAX_PORTS:
-        raise ValueError(f"expected an array of at most {MAX_PORTS} ports")
-    return tuple(_pair(each) for each in value)
+def parse_port_pair(value: object) -> PortPair:
+    """A port, the same on both sides, or two as "HOST:GUEST". Raises ValueError."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return PortPair(_port(value), _port(value))
+    if not isinstance(value, str):
+        raise ValueError('expected a port, or two as in "9000:3000"')
+    host, colon, guest = value.partition(":")
+    if not colon or not all(each.isascii() and each.isdigit() and len(each) <= 5 for each in (host, guest)):
+        raise ValueError(f'{value!r}: two ports are written "HOST:GUEST", such as "9000:3000"')
+    return PortPair(_port(int(host)), _port(int(guest)))
 
 
 def parse_socket_pair(value: object) -> SocketPair:
@@ -53,18 +59,14 @@ def parse_socket_pair(value: object) -> SocketPair:
     return SocketPair(host, guest if colon else host)
 
 
-def parse_patterns(value: object) -> tuple[str, ...]:
-    """Patterns of destinations, as they are written. Raises ValueError."""
-    if not isinstance(value, list) or len(value) > MAX_PATTERNS:
-        raise ValueError(f"expected an array of at most {MAX_PATTERNS} patterns")
-    if value:
-        from airlock_runner.net.patterns import parse_pattern
+def check_pattern(value: object) -> str:
+    """A pattern of destinations, as it is written. Raises ValueError."""
+    from airlock_runner.net.patterns import parse_pattern
 
-        for each in value:
-            if not isinstance(each, str):
-                raise ValueError("expected an array of strings")
-            parse_pattern(each)
-    return tuple(value)
+    if not isinstance(value, str):
+        raise ValueError("expected a string")
+    parse_pattern(value)
+    return value
 
 
 def check_host(name: str, addresses: str | tuple[str, ...]) -> None:
@@ -78,17 +80,6 @@ def check_host(name: str, addresses: str | tuple[str, ...]) -> None:
         parse_address(address)
     if not addresses:
         raise ValueError(f"{name!r} has no address")
-
-
-def _pair(value: object) -> PortPair:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return PortPair(_port(value), _port(value))
-    if not isinstance(value, str):
-        raise ValueError('expected a port, or two as in "9000:3000"')
-    host, colon, guest = value.partition(":")
-    if not colon or not all(each.isascii() and each.isdigit() and len(each) <= 5 for each in (host, guest)):
-        raise ValueError(f'{value!r}: two ports are written "HOST:GUEST", such as "9000:3000"')
-    return PortPair(_port(int(host)), _port(int(guest)))
 
 
 def _port(number: int) -> int:
@@ -115,11 +106,15 @@ class RuleConfig:
         "patterns of what may be reached",
         default=(),
         unset="none",
-        parse=parse_patterns,
+        elements=Elements(check_pattern, most=MAX_PATTERNS),
         schema=PATTERNS_SCHEMA,
     )
     deny: tuple[str, ...] = setting(
-        "patterns of what may not", default=(), unset="none", parse=parse_patterns, schema=PATTERNS_SCHEMA
+        "patterns of what may not",
+        default=(),
+        unset="none",
+        elements=Elements(check_pattern, most=MAX_PATTERNS),
+        schema=PATTERNS_SCHEMA,
     )
     enabled: bool = enabled()
 
@@ -130,11 +125,11 @@ class PortsConfig:
 
     host: tuple[PortPair, ...] = setting(
         "ports of the host that the sandbox reaches at its own localhost",
-        default=(), unset="none", parse=parse_port_pairs, schema=PORTS_SCHEMA,
+        default=(), unset="none", elements=Elements(parse_port_pair, most=MAX_PORTS), schema=PORTS_SCHEMA,
     )  # fmt: skip
     guest: tuple[PortPair, ...] = setting(
         "ports of the sandbox that the host reaches at 127.0.0.1",
-        default=(), unset="none", parse=parse_port_pairs, schema=PORTS_SCHEMA,
+        default=(), unset="none", elements=Elements(parse_port_pair, most=MAX_PORTS), schema=PORTS_SCHEMA,
     )  # fmt: skip
     enabled: bool = enabled()
 
