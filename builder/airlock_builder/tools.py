@@ -250,10 +250,11 @@ def _end_group(command: Any, end: int, interrupted: int) -> None:
 
     Whoever presses Ctrl-C once more does not want to wait for that.
     """
+    # It leads a session of its own. Not by sh, which no longer finds the group of a leader that it has reaped.
     with suppress(ProcessLookupError):
-        command.signal_group(signal.SIGTERM)
+        os.killpg(command.pid, signal.SIGTERM)
         select.select([end, interrupted], [], [], _GRACE_SECONDS)
-        command.signal_group(signal.SIGKILL)
+        os.killpg(command.pid, signal.SIGKILL)
 
 
 def _end(exit_code: int) -> str:

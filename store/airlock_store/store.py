@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
     from airlock_store.gc import Collected
 
-__all__ = ["Store", "StorePath", "remove_tree"]
+__all__ = ["Store", "StorePath", "pass_on", "remove_tree"]
+
+INHERITED = 100
+"""Descriptors that programs inherit have numbers from here on."""
 
 
 class Store:
@@ -168,9 +171,8 @@ class Store:
 
         Raises BlockingIOError with LOCK_NB; otherwise calls `waiting` before it waits.
         """
-        handle = os.open(self.root / ".locks" / name, os.O_RDWR | os.O_CREAT, 0o600)
+        handle = pass_on(os.open(self.root / ".locks" / name, os.O_RDWR | os.O_CREAT, 0o600))
         try:
-            os.set_inheritable(handle, True)
             try:
                 fcntl.flock(handle, mode | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -253,6 +255,17 @@ class Store:
         }
         reason = os.strerror(error.errno) if error.errno else str(error)
         return StoreError(f"the store cannot be used: {where}: {reason}", hint=hints.get(error.errno or 0))
+
+
+def pass_on(handle: int) -> int:
+    """The same open file as a descriptor that programs inherit, in place of `handle`.
+
+    Its number is out of the way: mmdebstrap has a shell write to the lowest that is free, and dash knows one digit.
+    """
+    try:
+        return fcntl.fcntl(handle, fcntl.F_DUPFD, INHERITED)
+    finally:
+        os.close(handle)
 
 
 def remove_tree(path: Path) -> None:

@@ -254,3 +254,21 @@ def test_the_next_builder_waits_for_tools_that_outlive_a_killed_one(tmp_path: Pa
     assert sorted(file.name for file in path.path.iterdir()) == ["data", "store.json"]
     assert list((store.root / ".tmp").iterdir()) == []
     assert store.gc().removed == (path,)
+
+
+def test_what_tools_inherit_leaves_the_low_numbers_free(tmp_path: Path) -> None:
+    """mmdebstrap has dash write to the lowest descriptor that is free; dash knows no number of two digits."""
+
+    def inherited() -> set[int]:
+        lines: list[str] = []
+        tools.run(["/bin/sh", "-c", "ls /proc/$$/fd"], log=lines.append)
+        return {int(line) for line in lines}
+
+    found: set[int] = set()
+    store = Store(tmp_path / "store")
+    # Whoever runs the tests may have left us something, too.
+    before = inherited()
+    with store.in_use():
+        store.realise("0" * 32, "thing", lambda _output: found.update(inherited()))
+    # The step's lock, and twice that of the store.
+    assert found - before == {100, 101, 102}

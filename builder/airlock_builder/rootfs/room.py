@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from airlock_builder import tools
 from airlock_builder.step import digest_of
 from airlock_store.errors import BuildError
+from airlock_store.store import pass_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,8 +63,7 @@ def _enter(room: Path, work: Work) -> int:
             os.close(handle)
             continue
         os.fchmod(handle, stat.S_IRWXU | stat.S_IXGRP | stat.S_IXOTH)
-        os.set_inheritable(handle, True)
-        return handle
+        return pass_on(handle)
 
 
 def _clear(room: Path, work: Work) -> None:
