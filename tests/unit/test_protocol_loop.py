@@ -75,3 +75,16 @@ def test_output_of_a_round_is_written_at_its_end(loop: Loop) -> None:
     loop.on_readable(read, lambda: (rounds.append("read"), os.read(read, 1), loop.stop()))  # type: ignore[func-returns-value]
     loop.run()
     assert rounds == ["after", "read", "after"]
+
+
+def test_timers_that_were_cancelled_do_not_pile_up(loop: Loop) -> None:
+    called: list[int] = []
+    for number in range(1000):
+        timer = loop.call_later(1000.0, lambda: None)
+        if number % 100:
+            timer.cancel()
+    loop.call_later(0.0, lambda: called.append(1))
+    loop.call_later(0.0, loop.stop)
+    assert len(loop._timers) < 400
+    loop.run()
+    assert called == [1]

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 Callback = Callable[[], None]
+_SWEEP_AT = 128
+"""Timers, at least, before those that are cancelled are thrown out."""
 _IN, _OUT = 0x1, 0x4
 """POLLIN and POLLOUT, which are EPOLLIN and EPOLLOUT too. Anything else that is told concerns both directions."""
 
@@ -68,6 +70,7 @@ class Loop:
         self._unit = 1 if epoll else 1000
         self._watched: dict[int, tuple[Callback | None, Callback | None]] = {}
         self._timers: list[Timer] = []
+        self._sweep_at = _SWEEP_AT
         self._running = False
         self._after: list[Callback] = []
 
@@ -91,6 +94,11 @@ class Loop:
     def call_later(self, seconds: float, callback: Callback) -> Timer:
         """Call back once, `seconds` from now on the monotonic clock."""
         timer = Timer(time.monotonic() + seconds, callback)
+        if len(self._timers) >= self._sweep_at:
+            # Those that were cancelled long before they are due would pile up.
+            self._timers = [each for each in self._timers if each.callback is not None]
+            heapq.heapify(self._timers)
+            self._sweep_at = max(_SWEEP_AT, 2 * len(self._timers))
         heapq.heappush(self._timers, timer)
         return timer
 
