@@ -125,3 +125,12 @@ def test_sockets_are_found_or_warned_of(root: Path, tmp_path: Path) -> None:
                 ],
                 "denied_names": "resolve",
             }
+
+
+def test_a_path_that_cannot_be_looked_at_is_a_socket_that_is_missing(root: Path) -> None:
+    text = f'[network.sockets.x]\nhost = "/{"x" * 300}/x.sock:/run/x.sock"'
+    with closing(settled(root, text)) as found:
+        assert "is not there" in found.warnings[0]
+        call = found.listen_call()
+        assert call is not None
+        assert call["sockets"] == [{"name": "x", "path": "/run/x.sock", "up": False}]

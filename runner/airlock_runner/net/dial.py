@@ -70,7 +70,7 @@ class Dial:
         self._loop, self._endpoints = loop, list(endpoints)
         self._connected, self._failed = connected, failed
         self._socket: socket.socket | None = None
-        self._error = errno.EHOSTUNREACH
+        self._error: int | None = None
         self._since = 0.0
 
     def start(self) -> None:
@@ -93,7 +93,7 @@ class Dial:
                 return
             handle.close()
             self._note(result or errno.ECONNREFUSED)
-        self._failed(self._error)
+        self._failed(self._error or errno.EHOSTUNREACH)
 
     def tick(self, now: float) -> None:
         """Go on to the next address where one does not answer."""
@@ -130,8 +130,8 @@ class Dial:
 
     def _note(self, number: int | None) -> None:
         # That one family has no route says less than what an address of the other answered.
-        if self._error == errno.EHOSTUNREACH or number not in (errno.ENETUNREACH, errno.EADDRNOTAVAIL):
-            self._error = number or errno.EHOSTUNREACH
+        if self._error is None or number not in (errno.ENETUNREACH, errno.EADDRNOTAVAIL):
+            self._error = number
 
 
 def connect_unix(path: Path, guarded: Path | None) -> socket.socket:

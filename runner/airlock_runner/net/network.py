@@ -133,7 +133,7 @@ class Network:
         if self._link.closed:
             return
         for name, each in self._settled.sockets.items():
-            up = each.path.is_socket()
+            up = each.is_there
             if up != self._up[name]:
                 self._up[name] = up
                 self._link.mux.send({"t": "call", "op": "socket", "id": 0, "name": name, "up": up})

@@ -55,6 +55,15 @@ class HostSocket:
     guest: str
     guarded: Path | None
 
+    @property
+    def is_there(self) -> bool:
+        """Whether there is a socket at its path that can be seen from here."""
+        try:
+            return self.path.is_socket()
+        except OSError:
+            # No right to look there, or no path at all.
+            return False
+
 
 @dataclass(frozen=True, slots=True)
 class Settled:
@@ -79,8 +88,7 @@ class Settled:
         return {
             "ports": sorted(self.to_host),
             "sockets": [
-                {"name": each.name, "path": each.guest, "up": each.path.is_socket()}
-                for each in self.sockets.values()
+                {"name": each.name, "path": each.guest, "up": each.is_there} for each in self.sockets.values()
             ],
             "denied_names": self.config.denied_names,
         }
@@ -181,7 +189,7 @@ def _sockets(
             )
         places[guest] = name
         above = [directory for directory in writable if path.is_relative_to(directory)]
-        found[name] = HostSocket(name, path, guest, min(above, default=None))
-        if not path.is_socket():
+        found[name] = here = HostSocket(name, path, guest, min(above, default=None))
+        if not here.is_there:
             warnings.append(f"socket {name}: {path} is not there; it works as soon as it is")
     return found, warnings
