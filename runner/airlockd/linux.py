@@ -15,6 +15,7 @@ CLONE_NEWNS = 0x20000
 RB_POWER_OFF, RB_AUTOBOOT = 0x4321FEDC, 0x01234567
 PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, _PR_SET_NAME = 24, 38, 22, 15
 SECCOMP_MODE_FILTER = 2
+_RLIMIT_NOFILE = 7
 IN_CREATE = 0x100
 RESOLVE_IN_ROOT = 0x10
 _AF_INET, _SOCK_DGRAM, _SIOCSIFFLAGS, _IFF_UP = 2, 2, 0x8914, 1
@@ -31,6 +32,10 @@ _libc.syscall.restype = ctypes.c_long
 
 class _OpenHow(ctypes.Structure):
     _fields_ = [("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64)]
+
+
+class _Limit(ctypes.Structure):
+    _fields_ = [("soft", ctypes.c_ulong), ("hard", ctypes.c_ulong)]
 
 
 def _check(result: int, what: str) -> int:
@@ -111,6 +116,15 @@ def set_hostname(name: str) -> None:
     """sethostname(2)."""
     raw = name.encode()
     _check(_libc.sethostname(raw, len(raw)), "sethostname")
+
+
+def allow_descriptors(count: int) -> None:
+    """Let this process open `count` files at once, or as many as it may: setrlimit(2)."""
+    limit = _Limit()
+    _check(_libc.getrlimit(_RLIMIT_NOFILE, ctypes.byref(limit)), "getrlimit")
+    for hard in (max(count, limit.hard), limit.hard):
+        if not _libc.setrlimit(_RLIMIT_NOFILE, ctypes.byref(_Limit(min(count, hard), hard))):
+            return
 
 
 def reboot(command: int) -> None:

@@ -87,6 +87,7 @@ class Outgoing:
             return
         client, self._client = self._client, None
         self._service.settled(self)
+        self._service.forwarded += 1
         self._log("open")
         self.relay.attach(client)
 
@@ -99,6 +100,7 @@ class Outgoing:
             if self.record.state != "failed":
                 self._log("failed", "ECONNRESET")
             return
+        self._service.forwarded -= 1
         self.record.sent, self.record.received = relay.sent, relay.received
         self._log("reset" if relay.broken else "closed")
 

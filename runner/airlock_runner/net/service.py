@@ -53,6 +53,8 @@ class Service:
         self.to_host: Mapping[int, ToHost] = settled.to_host
         self.sockets: Mapping[str, HostSocket] = settled.sockets
         self.connections: dict[int, Connection] = {}
+        self.forwarded = 0
+        """Connections into the guest that stand."""
         self._look_up = look_up
         self._resolver: Resolver | None = None
         self._waiting: set[Connection | Outgoing] = set()
@@ -74,7 +76,7 @@ class Service:
     @property
     def full(self) -> bool:
         """Whether no more connections are taken for now."""
-        return len(self.connections) + len(self._calls) >= MAX_CONNECTIONS
+        return len(self.connections) + len(self._calls) + self.forwarded >= MAX_CONNECTIONS
 
     def close(self) -> None:
         """The link is closed: nothing more comes, nobody is let in."""

@@ -22,7 +22,8 @@ class DnsConnection:
         connected.setblocking(False)
         self._network, self._socket, self._on_done = network, connected, on_done
         self._input, self._output = bytearray(), bytearray()
-        self._open = True
+        self._asked = 0
+        self._open, self._ended = True, False
         self._idle = network.loop.call_later(IDLE_SECONDS, self.close)
         network.loop.on_readable(connected.fileno(), self._read)
 
@@ -41,24 +42,31 @@ class DnsConnection:
         except BlockingIOError:
             return
         except OSError:
-            data = b""
-        if not data:
             self.close()
+            return
+        if not data:
+            # It may have ended its half alone, and wait for answers.
+            self._ended = True
+            self._network.loop.on_readable(self._socket.fileno(), None)
+            self._write()
             return
         self._idle.cancel()
         self._idle = self._network.loop.call_later(IDLE_SECONDS, self.close)
         self._input += data
-        while len(self._input) >= 2:
+        while self._open and len(self._input) >= 2:
             size = int.from_bytes(self._input[:2], "big")
             if len(self._input) < 2 + size:
                 return
             query = bytes(self._input[2 : 2 + size])
             del self._input[: 2 + size]
-            self._network.resolve(query, self._answer)
+            self._asked += 1
+            if not self._network.resolve(query, self._answer):
+                self.close()
 
     def _answer(self, answer: bytes) -> None:
         if not self._open:
             return
+        self._asked -= 1
         self._output += len(answer).to_bytes(2, "big") + answer
         if len(self._output) > MAX_WAITING:
             self.close()
@@ -76,3 +84,5 @@ class DnsConnection:
             self.close()
             return
         self._network.loop.on_writable(self._socket.fileno(), None)
+        if self._ended and not self._asked:
+            self.close()

@@ -23,13 +23,17 @@ QUIET = 10.0
 
 
 class Flow:
-    """One connection. `tuple` is that of the guest's packets, `port` its own; the rest belongs to service.py."""
+    """One connection. `tuple` is that of the guest's packets, `port` its own, `broken` says that a RST was seen.
 
-    __slots__ = ("ends", "port", "state", "tuple")
+    `state` belongs to service.py.
+    """
+
+    __slots__ = ("broken", "ends", "port", "state", "tuple")
 
     def __init__(self, tuple_: bytes, port: int, state: Any) -> None:
         self.tuple, self.port, self.state = tuple_, port, state
         self.ends = 0
+        self.broken = False
 
     @property
     def target(self) -> bytes:
@@ -97,7 +101,11 @@ class Flows:
             flow, side = self._answers.get(tuple_), 2
         if flow is None or flow.ends == BOTH:
             return
-        flow.ends |= BOTH if flags & RST else side if flags & FIN else 0
+        if flags & RST:
+            flow.broken = True
+            flow.ends = BOTH
+        elif flags & FIN:
+            flow.ends |= side
         if flow.ends == BOTH:
             self._quiet.append((now + QUIET, flow))
 

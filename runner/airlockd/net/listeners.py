@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 BACKLOG = 1024
 _LOOPBACK = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
+NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 
 
@@ -80,20 +81,22 @@ class Listeners:
         def accept() -> None:
             try:
                 connected, _ = server.accept()
-            except OSError:
+            except OSError as error:
+                if error.errno in NO_DESCRIPTORS:
+                    self._network.pause(server, accept)
                 return
             self._forward(connected, arguments)
 
-        self._network.loop.on_readable(server.fileno(), accept)
+        self._network.listen(server, accept)
 
     def _forward(self, connected: socket.socket, arguments: dict[str, Any]) -> None:
-        if self._network.link.closed:
-            connected.close()
+        if self._network.full:
+            reset(connected)
             return
 
         def answered(refused: Header | None) -> None:
             if refused is not None or relay.done:
-                _reset(connected)
+                reset(connected)
             else:
                 relay.attach(connected)
 
@@ -174,9 +177,11 @@ class Listeners:
             relay.attach(found)
 
         def failed(error: int) -> None:
-            relay.abort()
+            # Before the reset, after which the host would not ask why.
             name = errno.errorcode.get(error, "EIO")
             mux.send({"t": "error", "id": number, "errno": name, "message": os.strerror(error)})
+            if not relay.done:
+                relay.abort()
 
         _Attempt(self._network, relay, port, connected, failed).start()
 
@@ -199,6 +204,8 @@ class _Attempt:
 
     def start(self) -> None:
         if self._relay.done:
+            # The host does not want it any more, but every call has its answer.
+            self._failed(errno.ECONNRESET)
             return
         if not self._left:
             self._failed(self._first_error)
@@ -232,7 +239,8 @@ class _Attempt:
         self.start()
 
 
-def _reset(connected: socket.socket) -> None:
+def reset(connected: socket.socket) -> None:
+    """Close it so that whoever is connected sees that it was broken off."""
     if connected.family != socket.AF_UNIX:
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     connected.close()

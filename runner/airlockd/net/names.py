@@ -48,6 +48,7 @@ class Names:
         """A connection is over for which `use` gave a name."""
         number = int.from_bytes(address[2:], "big")
         self._users[number] -= 1
+        self._numbers.move_to_end(self._names[number])
         if not self._users[number]:
             del self._users[number]
 

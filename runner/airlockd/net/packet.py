@@ -14,6 +14,7 @@ NET_UNREACHABLE, HOST_UNREACHABLE, PROTOCOL_UNREACHABLE, PORT_UNREACHABLE, PROHI
 """Codes of ICMP's `destination unreachable`."""
 HEADER = 20
 """Bytes of an IPv4 header without options, and where the transport's header starts."""
+_ICMP_ERRORS = (3, 4, 5, 11, 12)
 _TTL = 64
 _TUPLE = slice(12, 24)
 _IP_SUM, _TCP_SUM, _FLAGS = 10, HEADER + 16, HEADER + 13
@@ -54,14 +55,14 @@ def rewrite(packet: bytearray | memoryview, at: int, how: Rewrite, *, partial: b
         _SHORT.pack_into(packet, place, 0xFFFF - (0xFFFF - found + how.delta) % 0xFFFF)
 
 
+def is_plain(packet: bytes | memoryview) -> bool:
+    """Whether it is an unfragmented packet over IPv4 without options; at least HEADER bytes long."""
+    return packet[0] == 0x45 and not _SHORT.unpack_from(packet, 6)[0] & 0x3FFF
+
+
 def is_plain_tcp(packet: bytes | memoryview) -> bool:
     """Whether it is an unfragmented TCP packet over IPv4 without options, whole up to the end of both headers."""
-    return (
-        len(packet) >= 2 * HEADER
-        and packet[0] == 0x45
-        and packet[9] == TCP
-        and not _SHORT.unpack_from(packet, 6)[0] & 0x3FFF
-    )
+    return len(packet) >= 2 * HEADER and packet[9] == TCP and is_plain(packet)
 
 
 def tuple_of(packet: bytes | memoryview) -> bytes:
@@ -132,13 +133,16 @@ def udp_answer(packet: bytes | memoryview, payload: bytes) -> bytes:
 
 
 def unreachable(packet: bytes | memoryview, source: bytes, code: int) -> bytes | None:
-    """ICMP's word that a packet was not delivered; nothing about ICMP errors, multicast and fragments (RFC 1122)."""
-    target = packet[16]
-    if target >= 224 or (packet[9] == ICMP and packet[HEADER] not in (0, 8)):
+    """ICMP's word that a packet was not delivered.
+
+    None about ICMP's own errors, multicast and all fragments but the first (RFC 1122), nor about what is cut off.
+    """
+    size = (packet[0] & 15) * 4
+    if size < HEADER or len(packet) < size or packet[16] >= 224 or _SHORT.unpack_from(packet, 6)[0] & 0x1FFF:
         return None
-    if _SHORT.unpack_from(packet, 6)[0] & 0x1FFF:
+    if packet[9] == ICMP and (len(packet) == size or packet[size] in _ICMP_ERRORS):
         return None
-    text = struct.pack(">BBHI", 3, code, 0, 0) + bytes(packet[: (packet[0] & 15) * 4 + 8])
+    text = struct.pack(">BBHI", 3, code, 0, 0) + bytes(packet[: size + 8])
     return ip_packet(source, bytes(packet[12:16]), ICMP, text[:2] + _SHORT.pack(checksum(text)) + text[4:])
 
 

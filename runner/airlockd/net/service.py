@@ -19,11 +19,11 @@ from airlockd import linux
 from airlockd.net import dns, packet, tun
 from airlockd.net.dns_server import DnsConnection
 from airlockd.net.flows import BOTH, DEVICE, GATEWAY, Flow, Flows
-from airlockd.net.listeners import Listeners
+from airlockd.net.listeners import NO_DESCRIPTORS, Listeners, reset
 from airlockd.net.names import Names
 from airlockd.protocol.link import Link
 from airlockd.protocol.loop import Loop
-from airlockd.protocol.mux import MAX_STREAMS, NETWORK_WINDOW
+from airlockd.protocol.mux import NETWORK_WINDOW
 from airlockd.protocol.relay import Relay
 
 if TYPE_CHECKING:
@@ -39,23 +39,42 @@ BATCH = 32
 """Packets that are taken from the device before other descriptors have their turn."""
 ACCEPT_SECONDS = 30.0
 """An established flow whose program is not there any more is given up."""
-LINGER_SECONDS = 120.0
-"""What a closed connection still has to say to a program that reads slowly, it says within this time."""
+LINGER_SECONDS = 1800.0
+"""For what a closed connection still has to say to a program that reads slowly. The kernel ends it with a FIN or RST,
+which are seen here; this is for those that got lost."""
 TIMEOUT_SECONDS = 150.0
 """Beyond what Linux waits for a connection (tcp_syn_retries): so long a host's ETIMEDOUT is silence here too."""
 TIDY_SECONDS = 5.0
+PAUSE_SECONDS = 1.0
+"""For a listener that cannot accept, because all descriptors are in use."""
+MAX_CONNECTIONS = 2000
+"""Streams of this end. The host has as many of its own at most, and both together have room in a link."""
+MAX_DNS_CONNECTIONS = 200
+DESCRIPTORS = 8192
+"""For all of these; Linux gives its first process 1,024."""
+_DNS_PORT = DNS_PORT.to_bytes(2, "big")
 _NO_HEADER = bytes(tun.HEADER)
+_CODES = {
+    packet.TCP: packet.PROHIBITED,
+    packet.ICMP: packet.PROHIBITED,
+    packet.UDP: packet.PORT_UNREACHABLE,
+}
+"""Of ICMP, for what is not delivered, by protocol."""
 
 
 class _Connection:
-    """What a flow is to the host. `syn` is the packet that waits for its answer, None once the program is connected."""
+    """What a flow is to the host. `syn` is the packet that waits for its answer, None once the program is connected.
 
-    __slots__ = ("name", "relay", "syn")
+    `timer` drops the flow where nothing else does.
+    """
+
+    __slots__ = ("name", "relay", "syn", "timer")
 
     def __init__(self, syn: bytearray, name: str | None) -> None:
         self.syn: bytearray | None = syn
         self.name = name
         self.relay: Relay | None = None
+        self.timer: Timer | None = None
 
 
 class Network:
@@ -68,16 +87,19 @@ class Network:
         self._device = device
         self._listener = socket.create_server((socket.inet_ntoa(DEVICE), 0), backlog=4096)
         self._listener.setblocking(False)
+        # What is accepted inherits both. A container may vanish with its connections, without a word of them.
+        self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._flows = Flows(self._listener.getsockname()[1])
         self._calls: dict[int, Callable[[Header], None]] = {}
         self._number, self._stream = 0, -1
-        self._live = 0
+        self._live = self._dns_connections = 0
         self._ask_about_names = False
         self._space = bytearray(tun.MAX_PACKET)
         self._view = memoryview(self._space)
         self._listeners = Listeners(self, supervisor)
         self.loop.on_readable(device, self._on_packets)
-        self.loop.on_readable(self._listener.fileno(), self._on_connections)
+        self.listen(self._listener, self._on_connections)
         self._tidying: Timer | None = None
 
     # ---- packets
@@ -109,11 +131,8 @@ class Network:
             ):
                 self._on_other(view[tun.HEADER : size])
                 continue
-            if space[43] & 0x07:
-                self._on_flags(bytes(view[22:34]), space[43], size)
-                how = find(bytes(view[22:34]))
-                if how is None:
-                    continue
+            if space[43] & 0x07 and self._on_flags(bytes(view[22:34]), space[43], size):
+                continue
             rewrite(space, 10, how, partial=space[0] & tun.NEEDS_CHECKSUM != 0)
             try:
                 write(device, view[:size])
@@ -121,17 +140,18 @@ class Network:
                 # Full, or not to the kernel's liking: TCP sends it again, or not.
                 pass
 
-    def _on_flags(self, tuple_: bytes, flags: int, size: int) -> None:
-        """SYN, FIN or RST in an established flow."""
+    def _on_flags(self, tuple_: bytes, flags: int, size: int) -> bool:
+        """SYN, FIN or RST in an established flow. True: the packet is dealt with."""
         if flags & packet.SYN and not flags & packet.ACK:
             flow = self._flows.find(tuple_)
             if flow is not None and flow.ends == BOTH:
                 # A new connection from the port of an old one. What else it may be, the kernel knows best.
                 self._drop(flow)
                 self._on_syn(self._view[tun.HEADER : size])
-            return
-        if flags & (packet.FIN | packet.RST):
+                return True
+        elif flags & (packet.FIN | packet.RST):
             self._flows.ended(tuple_, flags, time.monotonic())
+        return False
 
     def _on_other(self, data: memoryview) -> None:
         """A packet of no established flow."""
@@ -145,14 +165,12 @@ class Network:
                 self._on_syn(data)
             elif self._flows.find(packet.tuple_of(data)) is None:
                 self._put(packet.tcp_reset(data))
-        elif data[0] == 0x45 and data[9] == packet.UDP:
+        elif data[9] == packet.UDP and packet.is_plain(data):
             self._on_udp(data)
-        elif data[0] == 0x45 and data[9] == packet.ICMP and bytes(data[16:20]) in (GATEWAY, RESOLVER):
+        elif data[9] == packet.ICMP and packet.is_plain(data) and bytes(data[16:20]) in (GATEWAY, RESOLVER):
             self._put(packet.echo_reply(data))
         elif data[0] >> 4 == 4:
-            known = data[9] in (packet.ICMP, packet.TCP)
-            code = packet.PROHIBITED if known else packet.PROTOCOL_UNREACHABLE
-            self._put(packet.unreachable(data, GATEWAY, code))
+            self._put(packet.unreachable(data, GATEWAY, _CODES.get(data[9], packet.PROTOCOL_UNREACHABLE)))
 
     def _on_udp(self, data: memoryview) -> None:
         asked = packet.udp_payload(data)
@@ -178,10 +196,9 @@ class Network:
         if self._flows.find(tuple_) is not None:
             # Asked again while the host dials, or where it timed out.
             return
-        flow = self._flows.open(tuple_, None)
-        if flow is None or self._live >= MAX_STREAMS - 64 or self.link.closed:
-            if flow is not None:
-                self._flows.remove(flow)
+        wanted = tuple_[10:12] == _DNS_PORT or not self.full
+        flow = self._flows.open(tuple_, None) if wanted else None
+        if flow is None:
             self._put(packet.tcp_reset(data))
             return
         name = self.names.use(flow.target)
@@ -215,7 +232,7 @@ class Network:
             os.write(self._device, syn)
         except OSError:
             pass
-        self.loop.call_later(ACCEPT_SECONDS, lambda: self._give_up(flow))
+        self._drop_later(flow, ACCEPT_SECONDS)
 
     def _refuse(self, flow: Flow, header: Header) -> None:
         """The host has no such connection: say why as the kernel would have."""
@@ -224,7 +241,7 @@ class Network:
         syn = bytes(flow.state.syn[tun.HEADER :])
         reason = header.get("errno")
         if reason == "ETIMEDOUT":
-            self.loop.call_later(TIMEOUT_SECONDS, lambda: self._drop(flow))
+            self._drop_later(flow, TIMEOUT_SECONDS)
             return
         self._drop(flow)
         codes = {
@@ -244,7 +261,8 @@ class Network:
             except BlockingIOError:
                 return
             except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+                if error.errno in NO_DESCRIPTORS:
+                    self.pause(self._listener, self._on_connections)
                     return
                 continue
             flow = self._flows.by_port(port) if address == socket.inet_ntoa(GATEWAY) else None
@@ -253,29 +271,35 @@ class Network:
                 connected.close()
                 continue
             flow.state.syn = None
+            self._drop_later(flow, None)
             relay = flow.state.relay
-            if relay is None:
-                DnsConnection(self, connected, partial(self._linger, flow))
-            elif relay.done:
-                connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-                connected.close()
-                self._linger(flow)
+            if relay is None and self._dns_connections < MAX_DNS_CONNECTIONS:
+                self._dns_connections += 1
+                DnsConnection(self, connected, partial(self._on_dns_done, flow))
+            elif relay is None or relay.done:
+                reset(connected)
+                self._drop_later(flow, LINGER_SECONDS)
             else:
-                connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 relay.attach(connected)
 
     def _on_relay_done(self, flow: Flow) -> None:
         """Both directions are closed here; the kernel may have things to say to the program still."""
         # Before the host's answer, that answer decides; before the program is connected, it is told then.
         if flow.state.syn is None:
-            self._linger(flow)
+            self._drop_later(flow, LINGER_SECONDS)
 
-    def _linger(self, flow: Flow) -> None:
-        self.loop.call_later(LINGER_SECONDS, lambda: self._drop(flow))
+    def _on_dns_done(self, flow: Flow) -> None:
+        self._dns_connections -= 1
+        self._drop_later(flow, LINGER_SECONDS)
 
-    def _give_up(self, flow: Flow) -> None:
-        if flow.state.syn is not None:
-            self._drop(flow)
+    def _drop_later(self, flow: Flow, seconds: float | None) -> None:
+        """Drop the flow in so many seconds and not before, or with None not by time."""
+        connection = flow.state
+        if connection.timer is not None:
+            connection.timer.cancel()
+            connection.timer = None
+        if seconds is not None and self._flows.by_port(flow.port) is flow:
+            connection.timer = self.loop.call_later(seconds, lambda: self._drop(flow))
 
     def _drop(self, flow: Flow) -> None:
         if self._flows.by_port(flow.port) is not flow:
@@ -286,9 +310,12 @@ class Network:
     def _forget(self, flow: Flow) -> None:
         """The flow is in no table any more."""
         connection = flow.state
+        self._drop_later(flow, None)
         if connection.name is not None:
             self.names.release(flow.target)
-        if connection.relay is not None and not connection.relay.done:
+        # Where both have said FIN, what the program sent last may still wait for a slow host.
+        ended = flow.ends == BOTH and not flow.broken and connection.syn is None
+        if connection.relay is not None and not connection.relay.done and not ended:
             connection.relay.abort()
 
     def _tidy(self) -> None:
@@ -297,6 +324,11 @@ class Network:
         self._tidying = self.loop.call_later(TIDY_SECONDS, self._tidy) if len(self._flows) else None
 
     # ---- the host
+
+    @property
+    def full(self) -> bool:
+        """Whether no more connections are made: there are enough, or there is no host."""
+        return self._live >= MAX_CONNECTIONS or self.link.closed
 
     def connect(
         self,
@@ -325,20 +357,25 @@ class Network:
         self._call({"op": "connect", "stream": self._stream, **arguments}, replied)
         return relay
 
-    def resolve(self, query: bytes, answer: Callable[[bytes], None]) -> None:
-        """Answer a DNS query, now or when the host has said whether the name is allowed; or never."""
+    def resolve(self, query: bytes, answer: Callable[[bytes], None]) -> bool:
+        """Answer a DNS query, now or when the host has said whether the name is allowed; False: never."""
         question = dns.parse(query)
+        if question is None:
+            return False
         if isinstance(question, bytes):
             answer(question)
-        elif question is not None and self._ask_about_names and question.name and not self.link.closed:
-            found = question
+        elif self._ask_about_names and question.name and not self.link.closed:
+            if self.link.congested:
+                # Whoever asked will ask again.
+                return False
 
             def told(header: Header) -> None:
-                answer(dns.respond(found, self.names, denied=not header.get("allowed")))
+                answer(dns.respond(question, self.names, denied=header.get("allowed") is False))
 
             self._call({"op": "name", "name": question.name}, told)
-        elif question is not None:
+        else:
             answer(dns.respond(question, self.names))
+        return True
 
     def ask_about_names(self, asked: bool) -> None:
         """Whether names that the policy denies do not exist."""
@@ -364,14 +401,32 @@ class Network:
         """The host has no network for us (any more): every connection was reset, new ones are refused."""
         if reason:
             print(f"airlockd: the network port was closed: {reason}", file=sys.stderr, flush=True)
-        for flow in self._flows:
-            if flow.tuple not in self._flows.rewrites:
-                self._refuse(flow, {})
+        calls, self._calls = self._calls, {}
+        for then in calls.values():
+            then({"t": "error"})
+
+    # ---- listeners
+
+    def listen(self, server: socket.socket, accept: Callable[[], None]) -> None:
+        """Call `accept` whenever there is somebody to accept."""
+        self.loop.on_readable(server.fileno(), accept)
+
+    def pause(self, server: socket.socket, accept: Callable[[], None]) -> None:
+        """`accept` found no descriptor free: try again a little later."""
+
+        def go_on() -> None:
+            # It may have been closed meanwhile.
+            if server.fileno() >= 0:
+                self.listen(server, accept)
+
+        self.loop.on_readable(server.fileno(), None)
+        self.loop.call_later(PAUSE_SECONDS, go_on)
 
 
 def run(device: int, port: int, supervisor: socket.socket) -> None:
     """Serve until the process is killed; for a process of its own."""
     linux.set_name("airlock-net")
+    linux.allow_descriptors(DESCRIPTORS)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     network = Network(device, port, supervisor)
     supervisor.send(b"{}")

@@ -1,0 +1,398 @@
+"""airlockd's network process on a real TUN in a namespace of this host: what test_airlock0.py would take long for."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import select
+import socket
+import stat
+import struct
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+from network_process import QUIET, Guest, running
+
+from airlock_runner.config.network_model import (
+    NetworkConfig,
+    PortPair,
+    PortsConfig,
+    RuleConfig,
+    SocketConfig,
+    SocketPair,
+)
+from airlock_runner.net import forwards
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+LOCAL = NetworkConfig(hosts={"web.test": "127.0.0.1"})
+MEGABYTE = 1 << 20
+
+
+@contextmanager
+def serving(handle: Callable[[socket.socket], object]) -> Iterator[int]:
+    """A server at a free port of this host's loopback, each connection in a thread."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
+
+    def serve(connected: socket.socket) -> None:
+        with connected:
+            try:
+                handle(connected)
+            except OSError:
+                pass
+
+    def accept() -> None:
+        while True:
+            try:
+                connected, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=serve, args=(connected,), daemon=True).start()
+
+    thread = threading.Thread(target=accept)
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join()
+
+
+def echo(connected: socket.socket) -> None:
+    while data := connected.recv(65536):
+        connected.sendall(data)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="module")
+def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
+    """One for tests that leave nothing behind."""
+    with running(LOCAL, tmp_path_factory.mktemp("root")) as found:
+        yield found
+
+
+def pause_host(guest: Guest) -> None:
+    """From now on the host does not read what the guest says."""
+    guest.host.do(lambda: guest.host.link.loop.on_readable(guest.host.link._fd, None))
+
+
+def resume_host(guest: Guest) -> None:
+    link = guest.host.link
+    guest.host.do(lambda: link.loop.on_readable(link._fd, link._read))
+
+
+# ---- connections
+
+
+def test_a_connection_fails_as_it_did_on_the_host(guest: Guest) -> None:
+    with pytest.raises(ConnectionRefusedError):
+        guest.connect(free_port())
+    with pytest.raises(OSError, match="No route to host") as caught:
+        guest.connect(80, "no.such.name.invalid")
+    assert caught.value.errno == errno.EHOSTUNREACH
+
+
+def test_a_reset_is_a_reset_on_either_side(guest: Guest) -> None:
+    now = struct.pack("ii", 1, 0)
+    seen: list[object] = []
+    told = threading.Event()
+
+    def handle(connected: socket.socket) -> None:
+        if connected.recv(1) == b"m":
+            connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, now)
+            return
+        try:
+            seen.append(connected.recv(1))
+        except OSError as error:
+            seen.append(error.errno)
+        told.set()
+
+    with serving(handle) as port:
+        mine = guest.connect(port)
+        mine.sendall(b"m")
+        with pytest.raises(ConnectionResetError):
+            mine.recv(1)
+        mine.close()
+        theirs = guest.connect(port)
+        theirs.sendall(b"t")
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, now)
+        theirs.close()
+        assert told.wait(60)
+    assert seen == [errno.ECONNRESET]
+
+
+def test_what_a_program_sent_before_it_ended_arrives_at_a_slow_host(guest: Guest) -> None:
+    """Both ends have said FIN, and the flow is forgotten, long before the host has taken everything."""
+    received: list[int] = []
+    whole = threading.Event()
+
+    def handle(connected: socket.socket) -> None:
+        connected.shutdown(socket.SHUT_WR)
+        count = 0
+        while data := connected.recv(65536):
+            count += len(data)
+        received.append(count)
+        whole.set()
+
+    with serving(handle) as port:
+        mine = guest.connect(port)
+        assert mine.recv(1) == b""
+        pause_host(guest)
+        mine.sendall(bytes(400_000))
+        mine.close()
+        # Nothing tells that a flow was forgotten, nor that nothing else happened.
+        threading.Event().wait(QUIET * 5)
+        resume_host(guest)
+        assert whole.wait(60)
+    assert received == [400_000]
+
+
+def test_one_that_does_not_read_holds_up_nobody(guest: Guest) -> None:
+    def handle(connected: socket.socket) -> None:
+        if connected.recv(1) == b"m":
+            connected.sendall(bytes(30 * MEGABYTE))
+        else:
+            echo(connected)
+
+    with serving(handle) as port:
+        slow = guest.connect(port)
+        slow.sendall(b"m")
+        quick = guest.connect(port)
+        quick.sendall(b"e")
+        for _ in range(200):
+            quick.sendall(b"word")
+            assert quick.recv(4, socket.MSG_WAITALL) == b"word"
+        count = 0
+        while count < 30 * MEGABYTE:
+            count += len(slow.recv(MEGABYTE))
+        slow.close()
+        quick.close()
+
+
+def test_more_at_once_than_linux_gives_its_first_process_descriptors(guest: Guest) -> None:
+    release = threading.Event()
+
+    def handle(connected: socket.socket) -> None:
+        connected.sendall(connected.recv(8))
+        release.wait(60)
+
+    with serving(handle) as port:
+        address = guest.address("web.test")
+        clients = [guest.inside.socket() for _ in range(1500)]
+        for number, client in enumerate(clients):
+            client.connect((address, port))
+            client.sendall(b"%08d" % number)
+        for number, client in enumerate(clients):
+            assert client.recv(8, socket.MSG_WAITALL) == b"%08d" % number
+        release.set()
+        for client in clients:
+            client.close()
+    guest.until(lambda: not guest.host.service.connections)
+
+
+def test_ten_thousand_in_a_row_leave_nothing_in_the_guest(guest: Guest) -> None:
+    with serving(lambda connected: connected.sendall(b"x")) as port:
+        address, refused = guest.address("web.test"), free_port()
+
+        def some(count: int) -> None:
+            for number in range(count):
+                with guest.inside.socket() as client:
+                    if number % 10:
+                        client.connect((address, port))
+                        client.recv(1)
+                    else:
+                        assert client.connect_ex((address, refused)) == errno.ECONNREFUSED
+            guest.until(lambda: not guest.host.service.connections)
+            guest.host.records.clear()
+
+        # As many as the link remembers closed streams.
+        some(5000)
+        threading.Event().wait(QUIET * 3)
+        descriptors, memory = guest.inside.descriptors(), guest.inside.memory()
+        some(10_000)
+        guest.until(lambda: guest.inside.descriptors() <= descriptors)
+    # As many flows would be several times this.
+    assert guest.inside.memory() < memory + 4 * MEGABYTE
+
+
+# ---- other packets
+
+
+def alive(guest: Guest) -> bool:
+    return guest.address("web.test").startswith("10.2.")
+
+
+def test_any_bytes_as_a_packet(guest: Guest) -> None:
+    """Whoever has CAP_NET_RAW in a container can send these. One that is cut off after its header ended the process."""
+    source = random.Random(7)
+    with guest.inside.socket(socket.AF_PACKET, socket.SOCK_DGRAM) as raw:
+
+        def send(data: bytes) -> None:
+            raw.sendto(data, ("airlock0", 0x0800))
+
+        for protocol in range(256):
+            for size in (20, 21, 24, 28, 40):
+                head = bytes((0x45, 0)) + size.to_bytes(2, "big") + bytes((0, 0, 0, 0, 64, protocol, 0, 0))
+                send((head + bytes((192, 168, 77, 1, 192, 0, 2, 1)) + source.randbytes(20))[:size])
+        for length in range(16):
+            send(bytes((0x40 | length,)) + source.randbytes(30))
+        for _ in range(2000):
+            data = bytearray(source.randbytes(source.randrange(1, 120)))
+            data[0] = source.choice((data[0], 0x45, 0x46, 0x60))
+            send(bytes(data))
+    assert alive(guest)
+
+
+def test_udp_is_refused_at_once_however_long(guest: Guest) -> None:
+    for size in (1, 1400, 65_000, 65_507):
+        with guest.inside.socket(kind=socket.SOCK_DGRAM) as client:
+            client.connect(("192.0.2.1", 443))
+            client.send(bytes(size))
+            with pytest.raises(ConnectionRefusedError):
+                client.recv(1)
+
+
+@pytest.mark.parametrize("kind", [8, 13, 17, 200])
+def test_icmp_of_any_kind_is_answered_with_an_error(guest: Guest, kind: int) -> None:
+    with guest.inside.socket(kind=socket.SOCK_RAW, protocol=socket.IPPROTO_ICMP) as client:
+        client.sendto(struct.pack(">BBHHH", kind, 0, 0xFFFF - (kind << 8), 0, 0), ("192.0.2.1", 0))
+        while True:
+            answer = client.recv(1000)
+            if answer[20] == 3:
+                break
+    assert (answer[21], answer[44:48]) == (13, socket.inet_aton("192.0.2.1"))
+
+
+# ---- DNS
+
+
+def test_a_client_of_dns_that_ends_its_half_still_has_its_answers(tmp_path: Path) -> None:
+    rules = {"r": RuleConfig(deny=("evil.test",))}
+    query = struct.pack(">6H", 7, 0x100, 1, 0, 0, 0) + b"\4%s\4test\0" + struct.pack(">2H", 1, 1)
+    config = NetworkConfig(denied_names="nxdomain", rules=rules)
+    with running(config, tmp_path) as guest, guest.inside.socket() as client:
+        client.connect(("192.0.2.53", 53))
+        for name in (b"evil", b"good"):
+            asked = query % name
+            client.sendall(len(asked).to_bytes(2, "big") + asked)
+        client.shutdown(socket.SHUT_WR)
+        said = client.makefile("rb").read()
+    answers = []
+    while said:
+        size = int.from_bytes(said[:2], "big")
+        answers.append(struct.unpack_from(">4H", said, 2))
+        said = said[2 + size :]
+    assert [(flags & 15, count) for _, flags, _, count in answers] == [(3, 0), (0, 1)]
+
+
+# ---- ports and sockets
+
+
+def test_whoever_waits_for_a_forwarded_port_when_the_host_goes_is_told(tmp_path: Path) -> None:
+    config = NetworkConfig(ports={"p": PortsConfig(host=(PortPair(free_port(), 3000),))})
+    with running(config, tmp_path) as guest:
+        pause_host(guest)
+        client = guest.connect(3000, "127.0.0.1")
+        tcp = guest.inside.socket()
+        tcp.setblocking(False)
+        assert tcp.connect_ex(("192.0.2.1", 80)) == errno.EINPROGRESS
+        guest.host.do(guest.host.link.close)
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+        assert select.select([], [tcp], [], 60)[1]
+        assert tcp.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
+        client.close()
+        tcp.close()
+
+
+def test_a_port_of_the_guest_and_nobody_at_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    dead = free_port()
+    config = NetworkConfig(ports={"p": PortsConfig(guest=(PortPair(port, 4000), PortPair(dead, 4001)))})
+    with running(config, tmp_path) as guest:
+
+        def dial(port: int = port) -> socket.socket:
+            return socket.create_connection(("127.0.0.1", port), timeout=60)
+
+        with pytest.raises(ConnectionResetError), dial() as client:
+            client.recv(1)
+        assert [(each["state"], each["error"]) for each in guest.host.records] == [("failed", "ECONNREFUSED")]
+        with guest.inside.socket() as server:
+            server.bind(("127.0.0.1", 4000))
+            server.listen()
+            with dial() as client:
+                accepted, _ = server.accept()
+                accepted.sendall(b"hello")
+                accepted.close()
+                assert client.makefile("rb").read() == b"hello"
+        # One whose backlog is full answers nothing. The host gives up, and later the guest; neither keeps anything.
+        monkeypatch.setattr(forwards, "DIAL_SECONDS", 0.0)
+        with guest.inside.socket() as full, guest.inside.socket() as waiting:
+            full.bind(("127.0.0.1", 4001))
+            full.listen(0)
+            waiting.connect(("127.0.0.1", 4001))
+            # The reset may come before `connect` has returned.
+            with pytest.raises(ConnectionResetError), dial(dead) as client:
+                client.recv(1)
+            assert guest.host.records[-1]["error"] == "ETIMEDOUT"
+        guest.until(lambda: not guest.host.service._calls)
+
+
+def test_more_connections_into_the_guest_than_the_host_takes(tmp_path: Path) -> None:
+    """The rest are broken off; neither end is harmed."""
+    port = free_port()
+    config = NetworkConfig(ports={"p": PortsConfig(guest=(PortPair(port, 4000),))})
+    with running(config, tmp_path) as guest, guest.inside.socket() as server:
+        server.bind(("127.0.0.1", 4000))
+        server.listen(4096)
+        clients, refused = [], 0
+        for _ in range(2100):
+            try:
+                clients.append(socket.create_connection(("127.0.0.1", port), timeout=60))
+            except ConnectionResetError:
+                refused += 1
+        accepted = [server.accept()[0] for _ in range(2000)]
+        for each in accepted:
+            each.sendall(b"x")
+        for client in clients:
+            try:
+                refused += client.recv(1) != b"x"
+            except ConnectionResetError:
+                refused += 1
+        assert refused == 100
+        for each in (*clients, *accepted):
+            each.close()
+        guest.until(lambda: not guest.host.service.full)
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as client, server.accept()[0] as each:
+            each.sendall(b"again")
+            assert client.recv(5, socket.MSG_WAITALL) == b"again"
+
+
+def test_a_socket_appears_with_its_parents_and_for_everybody(tmp_path: Path) -> None:
+    here, there = tmp_path / "host.sock", tmp_path / "guest/deep/er.sock"
+    config = NetworkConfig(sockets={"s": SocketConfig(SocketPair(str(here), str(there)))})
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(here))
+    listener.listen()
+    with listener, running(config, tmp_path), socket.socket(socket.AF_UNIX) as client:
+        assert stat.S_IMODE(os.stat(there).st_mode) == 0o666
+        client.settimeout(60)
+        client.connect(str(there))
+        client.sendall(b"half")
+        client.shutdown(socket.SHUT_WR)
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.makefile("rb").read() == b"half"
+            accepted.sendall(b"answer")
+        assert client.makefile("rb").read() == b"answer"
