@@ -79,10 +79,12 @@ def place_of(root: Path, *keys: str) -> Location:
 
 def _order_problems(document: Document) -> list[ConfigError]:
     """Daemons that are to start after one that is none, or after themselves, at their places."""
-    after = {
-        name: [each for each in daemon.get("after") or () if isinstance(each, str)]
-        for name, daemon in (document.data.get("daemons") or {}).items()
-    }
+    daemons = document.data.get("daemons")
+    after: dict[str, list[str]] = {}
+    # That something is of another type is told by whoever decodes it.
+    for name, daemon in daemons.items() if isinstance(daemons, dict) else ():
+        others = daemon.get("after") if isinstance(daemon, dict) else None
+        after[name] = [each for each in others if isinstance(each, str)] if isinstance(others, list) else []
     problems = [
         ConfigError(
             f"daemon {name} is to start after {other!r}, which is none",
