@@ -173,7 +173,7 @@ class DiskSection:
     """`[disk]`: what a project's disk holds from the beginning."""
 
     bind: Mapping[str, Bind] = field(
-        default_factory=lambda: MappingProxyType({}), metadata={"each": check_name}
+        default_factory=lambda: MappingProxyType({}), metadata={"names": check_name}
     )
 
 
@@ -189,7 +189,7 @@ class Recipe:
     env: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     disk: DiskSection = DiskSection()
     daemons: Mapping[str, Daemon] = field(
-        default_factory=lambda: MappingProxyType({}), metadata={"each": check_name}
+        default_factory=lambda: MappingProxyType({}), metadata={"names": check_name}
     )
 
 

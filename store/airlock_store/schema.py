@@ -40,9 +40,10 @@ def decode(document: Document, cls: type[T]) -> T:
     Fields may be str, int, float, bool, a StrEnum or Literal of strings, tuple[X, ...], Mapping[str, X], another
     dataclass, X | None, a union of types that TOML can tell apart, or Any. A field's metadata may have `key` (the
     name in the file when it differs), `doc` (one line for people) and `parse`: a function from the plain value to
-    the field's, whose ValueError or ConfigError is reported at the value's place; `each`, for a Mapping, is called
-    with every key and value and may raise in the same way, as may a dataclass's own __post_init__. `elements` makes
-    an array of what such a function gives for each element, and reports each at its own place. A field without a
+    the field's, whose ValueError or ConfigError is reported at the value's place; for a Mapping `names` is called
+    with every key, and `each` with every key and value, and may raise in the same way, as may a dataclass's own
+    __post_init__. `elements` makes an array of what such a function gives for each element, and reports each at its
+    own place. `whole` is a table that only one layer says: what it lacks is a problem of that one. A field without a
     default is required. A key that is null (None, which JSON and YAML have) counts as left out.
 
     Raises one ConfigError with all problems in the order of their places.
@@ -100,14 +101,31 @@ class _Decoder:
         if elements is not None:
             return self._elements(value, elements, place)
         parse = field.metadata.get("parse")
-        if parse is None:
-            result = self._value(value, hint, place)
-            each = field.metadata.get("each")
-            if each is not None and isinstance(result, dict):
-                for key, item in result.items():
-                    self._call(partial(each, key, item), (*place, key), "")
-            return result
-        return self._call(lambda: parse(value), place, f"{_name(place)}: ")
+        if parse is not None:
+            return self._call(lambda: parse(value), place, f"{_name(place)}: ")
+        if typing.get_origin(hint) is Mapping and isinstance(value, dict):
+            return self._mapping(value, typing.get_args(hint)[1], place, field.metadata)
+        before = self._partial
+        self._partial = before and not field.metadata.get("whole")
+        result = self._value(value, hint, place)
+        self._partial = before
+        return result
+
+    def _mapping(
+        self, value: Mapping[str, Any], hint: object, place: Place, checks: Mapping[str, Any]
+    ) -> object:
+        """A table whose keys are names. A null is no entry, but its name is one."""
+        names, each = checks.get("names"), checks.get("each")
+        table: dict[str, object] = {}
+        for key, item in value.items():
+            here = (*place, key)
+            if names is not None:
+                self._call(partial(names, key), here, "")
+            if item is not None:
+                table[key] = self._value(item, hint, here)
+                if each is not None and table[key] is not _BAD:
+                    self._call(partial(each, key, table[key]), here, "")
+        return _BAD if _any_bad(table.values()) else table
 
     def _elements(self, value: object, elements: Elements, place: Place) -> object:
         if not isinstance(value, list):
@@ -147,12 +165,7 @@ class _Decoder:
             items = tuple(self._value(each, args[0], (*place, index)) for index, each in enumerate(value))
             result = _BAD if _any_bad(items) else items
         elif origin in (Mapping, dict):
-            table = {
-                key: self._value(each, args[1], (*place, key))
-                for key, each in value.items()
-                if each is not None
-            }
-            result = _BAD if _any_bad(table.values()) else table
+            result = self._mapping(value, args[1], place, {})
         elif origin is Literal or (isinstance(arm, type) and issubclass(arm, StrEnum)):
             choices = [str(each) for each in (args or arm)]
             if value not in choices:

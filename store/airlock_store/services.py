@@ -6,17 +6,18 @@ own config over them.
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from airlock_store.document import merge
 from airlock_store.settings import (
     ARGV_SCHEMA,
     ENV_SCHEMA,
+    GUEST_PATH_SCHEMA,
     MAX_COUNT,
-    PATH_SCHEMA,
     SECONDS_SCHEMA,
     SIGNAL_SCHEMA,
+    TARGET_SCHEMA,
     TEXT_SCHEMA,
     check_env,
     enabled,
@@ -48,7 +49,7 @@ class Ready:
         "a command that exits with 0", unset="", parse=parse_argv, schema=ARGV_SCHEMA
     )
     socket: str | None = setting(
-        "a Unix socket that takes a connection", unset="", parse=parse_guest_path, schema=PATH_SCHEMA
+        "a Unix socket that takes a connection", unset="", parse=parse_guest_path, schema=GUEST_PATH_SCHEMA
     )
     tcp: int | None = setting(
         "a port of 127.0.0.1 that takes a connection",
@@ -63,6 +64,12 @@ class Ready:
             raise ValueError("ready needs exactly one of command, socket, tcp and log")
 
 
+_ONE_OF = [
+    {"required": [each.name], "properties": {each.name: {"not": {"type": "null"}}}} for each in fields(Ready)
+]
+"""Exactly one of them, as JSON Schema; a null is as good as nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Daemon:
     """A program that runs in the background, as root, from before the command until after it."""
@@ -70,7 +77,9 @@ class Daemon:
     command: tuple[str, ...] = setting(
         "program and arguments", unset="required", default=MISSING, parse=parse_argv, schema=ARGV_SCHEMA
     )
-    cwd: str = setting("its directory", default="/", unset="/", parse=parse_guest_path, schema=PATH_SCHEMA)
+    cwd: str = setting(
+        "its directory", default="/", unset="/", parse=parse_guest_path, schema=GUEST_PATH_SCHEMA
+    )
     env: Mapping[str, str] = field(default_factory=dict, metadata={"each": check_env, "schema": ENV_SCHEMA})
     signal: str = setting(
         "what it is told to end by",
@@ -97,7 +106,7 @@ class Daemon:
     after: tuple[str, ...] = setting(
         "daemons that must be ready before it is started", default=(), unset="none"
     )
-    ready: Ready | None = None
+    ready: Ready | None = field(default=None, metadata={"whole": True, "also": {"oneOf": _ONE_OF}})
     ready_timeout: float = setting(
         "seconds in which it has to be ready",
         default=30.0,
@@ -114,7 +123,7 @@ class Bind:
 
     path: str = setting(
         "where: absolute, or below `~`, the home of `[vm] user`",
-        unset="required", default=MISSING, parse=parse_target, schema=PATH_SCHEMA,
+        unset="required", default=MISSING, parse=parse_target, schema=TARGET_SCHEMA,
     )  # fmt: skip
     enabled: bool = enabled()
 

@@ -11,16 +11,35 @@ from typing import Any
 
 NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 RESERVED = ("proc", "sys", "dev", "airlock")
-PATH_SCHEMA = {"type": "string", "title": "path", "minLength": 1}
 SIGNALS = ("TERM", "INT", "HUP", "QUIT", "USR1", "USR2", "KILL")
 MAX_SECONDS, MAX_COUNT, MAX_TEXT = 86400, 1_000_000, 4096
+
+# What the parsers below read, as JSON Schema; patterns in what ECMA's regular expressions and Python's have in common.
+# A dollar is always an anchor.
+NO_WAY_UP = r"(?!(?:[^\x00]*/)?\.\.(?:/|$))"
+TARGET = rf"(?:~(?:/[^\x00]*)?|/(?:\.?/)*(?!(?:{'|'.join(RESERVED)})(?:/|$))(?!\.?(?:/|$))[^\x00]+)"
+_REFERENCE = r"\x24\{[A-Za-z_][A-Za-z0-9_]*(?::(?:[^}\x24\x00]|\x24(?!\{))*)?\}"
+NAMES_SCHEMA = {"pattern": f"^{NAME_PATTERN}$"}
+PATH_SCHEMA = {"type": "string", "title": "path", "pattern": r"^(?:~|~/[^\x00]*|[^~\x00][^\x00]*)$"}
+TARGET_SCHEMA = {"type": "string", "title": "path", "pattern": f"^{NO_WAY_UP}{TARGET}$"}
+GUEST_PATH_SCHEMA = {"type": "string", "title": "path", "pattern": r"^/[^\x00]*$"}
 SIGNAL_SCHEMA = {"type": "string", "title": "signal", "enum": [*SIGNALS, *(f"SIG{name}" for name in SIGNALS)]}
 SECONDS_SCHEMA = {"type": "number", "minimum": 0, "maximum": MAX_SECONDS}
 TEXT_SCHEMA = {"type": "string", "minLength": 1, "maxLength": MAX_TEXT}
-ARGV_SCHEMA = {"type": "array", "items": {"type": "string"}, "minItems": 1}
+ARGV_SCHEMA = {
+    "type": "array",
+    "prefixItems": [{"type": "string", "pattern": r"^[^\x00]+$"}],
+    "items": {"type": "string", "pattern": r"^[^\x00]*$"},
+    "minItems": 1,
+}
 ENV_SCHEMA = {
     "type": "object",
-    "additionalProperties": {"type": "string", "description": "its value; `${VAR}` is replaced"},
+    "propertyNames": {"pattern": r"^[^=\x00]+$"},
+    "additionalProperties": {
+        "type": "string",
+        "pattern": rf"^(?:[^\x24\x00]|\x24\x24|{_REFERENCE}|\x24(?![\x24{{]))*$",
+        "description": "its value; `${VAR}` is replaced",
+    },
 }
 MAX_ENV = 128 << 10  # bytes of a name and its value: Linux takes no longer string in execve(2)
 
@@ -48,7 +67,7 @@ def check_env(name: str, value: str) -> None:
         raise ValueError(f"the value of {name[:40]!r} is too long for an environment variable")
 
 
-def check_name(name: str, _entry: object) -> None:
+def check_name(name: str) -> None:
     """Raise ValueError unless `name` can be that of a mount, a mask, a cache and the like."""
     if not re.fullmatch(NAME_PATTERN, name):
         raise ValueError(f"{name!r} is not a name: letters, digits, '-' and '_', at most 64")

@@ -79,6 +79,11 @@ def test_a_command_replaces_that_of_a_weaker_layer(root: Path) -> None:
     assert config.daemons["db"].command == ("/bin/web",)
 
 
+def test_one_that_is_null_is_none(root: Path) -> None:
+    (root / "airlock.json").write_text('{"daemons": {"web": null, "db": {"command": ["x"], "after": null}}}')
+    assert [each["name"] for each in asked(load_config(root).daemons)] == ["db"]
+
+
 def test_one_that_is_off_is_waited_for_by_nobody(root: Path) -> None:
     config = load(
         root, WEB + 'after = ["db"]\n' + WEB.replace("web]", "db]"), "[daemons.db]\nenabled = false\n"

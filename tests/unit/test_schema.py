@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
-from airlock_store.document import merge, parse_toml
+from airlock_store.document import Document, merge, parse_toml
 from airlock_store.errors import ConfigError
-from airlock_store.schema import decode
+from airlock_store.schema import check, decode
 from airlock_store.sizes import GIB, parse_size
 
 if TYPE_CHECKING:
@@ -158,3 +158,21 @@ def test_problems_of_merged_documents_name_the_right_file() -> None:
         "base.toml:2:15: 'command': expected a string, found an integer",
         "over.toml:1:15: 'command': expected a string, found an integer",
     ]
+
+
+def test_names_and_values_of_a_table_are_told_each_though_others_are_wrong() -> None:
+    def divide(_name: str, number: int) -> None:
+        if not number:
+            raise ValueError("zero")
+
+    def name(text: str) -> None:
+        if text == "bad":
+            raise ValueError(f"{text} is a bad name")
+
+    @dataclass(frozen=True, slots=True)
+    class Table:
+        entries: Mapping[str, int] = field(default_factory=dict, metadata={"names": name, "each": divide})
+
+    document = Document({"entries": {"a": "x", "b": 0, "bad": None, "c": 1}}, Path("r.toml"))
+    said = [problem.message for problem in check(document, Table)]
+    assert said == ["'a': expected an integer, found a string", "zero", "bad is a bad name"]

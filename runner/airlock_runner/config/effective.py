@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from airlock_runner.config.schema import json_schema
+from airlock_runner.config.schema import tables
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -30,7 +30,7 @@ class Setting:
 
 def settings(document: Document) -> list[Setting]:
     """All settings of a valid `document`, written or not, in the order of the schema."""
-    return list(_walk(json_schema(), document.data, (), document))
+    return list(_walk(tables(), document.data, (), document))
 
 
 def _walk(

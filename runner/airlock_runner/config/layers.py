@@ -19,7 +19,7 @@ from airlock_runner.config.files import (
     read_config,
     user_slot,
 )
-from airlock_runner.config.model import ProjectConfig
+from airlock_runner.config.model import PRESET_PATTERN, ProjectConfig
 from airlock_store.document import Document
 from airlock_store.errors import ConfigError, Location, noting
 from airlock_store.schema import check
@@ -37,7 +37,6 @@ ENTRIES: tuple[tuple[str, ...], ...] = (
     ("network", "rules"), ("network", "ports"), ("network", "sockets"),
 )  # fmt: skip
 """The tables whose keys are names that people give."""
-_PRESET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +151,7 @@ def _preset_slots(
         for index, name in enumerate(names if isinstance(names, list) else ()):
             if not isinstance(name, str) or name in found:
                 continue  # what is no string has its message from `check`
-            slot = preset_slot(home, name) if _PRESET.fullmatch(name) else None
+            slot = preset_slot(home, name) if re.fullmatch(PRESET_PATTERN, name) else None
             if slot is None or len(found) == MAX_PRESETS:
                 reason = f"more than {MAX_PRESETS} presets" if slot else f"there is no preset {name!r}"
                 hint = None if slot else "presets are files such as ~/.airlock/presets/NAME.toml"

@@ -83,6 +83,8 @@ def _order_problems(document: Document) -> list[ConfigError]:
     after: dict[str, list[str]] = {}
     # That something is of another type is told by whoever decodes it.
     for name, daemon in daemons.items() if isinstance(daemons, dict) else ():
+        if daemon is None:
+            continue
         others = daemon.get("after") if isinstance(daemon, dict) else None
         after[name] = [each for each in others if isinstance(each, str)] if isinstance(others, list) else []
     problems = [

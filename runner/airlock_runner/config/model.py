@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import MISSING, dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from airlock_runner.config.network_model import NetworkConfig
 from airlock_runner.config.variables import check_references
@@ -16,7 +16,10 @@ from airlock_store.schema import Elements
 from airlock_store.services import Bind, Daemon
 from airlock_store.settings import (
     ENV_SCHEMA,
+    NO_WAY_UP,
     PATH_SCHEMA,
+    TARGET,
+    TARGET_SCHEMA,
     check_env,
     check_name,
     enabled,
@@ -33,8 +36,13 @@ MIN_MEMORY = 256 * MIB
 MIN_DISK, MAX_DISK = 64 * MIB, 16 * TIB
 MAX_CPUS, MAX_PATHS = 255, 256
 SIZE_SCHEMA = {"type": "string", "title": "size", "pattern": SIZE_PATTERN, "examples": ["512 MB", "1.5 GB"]}
+PRESET_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 USER_PATTERN = "[A-Za-z_][A-Za-z0-9_.-]{0,31}|[0-9]{1,9}"
-PATHS_SCHEMA = {"type": "array", "items": PATH_SCHEMA, "minItems": 1}
+_INNER = r"(?![/~])(?:\./+)*(?!\.?(?:/|$))"
+INNER_SCHEMA = {"type": "string", "title": "path", "pattern": rf"^{NO_WAY_UP}{_INNER}[^\x00]+$"}
+SANDBOX_SCHEMA = {
+    "type": "string", "title": "path", "pattern": rf"^{NO_WAY_UP}(?:{TARGET}|{_INNER}(?!~)[^\x00]+)$",
+}  # fmt: skip
 
 
 def parse_memory(value: object) -> int:
@@ -91,7 +99,15 @@ def parse_inner_path(value: object) -> str:
 def parse_sandbox_path(value: object) -> str:
     """A path relative to the project, or a directory of the sandbox as for `parse_target`. Raises ValueError."""
     path = parse_path(value)
-    return parse_target(path) if path.startswith(("/", "~")) else _inner(path)
+    if path.startswith(("/", "~")):
+        return parse_target(path)
+    if (inner := _inner(path)).startswith("~"):
+        raise ValueError(f"{path!r} could be taken for a path below the home")
+    return inner
+
+
+def _array(element: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": element, "minItems": 1, "maxItems": MAX_PATHS}
 
 
 def _inner(path: str) -> str:
@@ -112,7 +128,7 @@ class VmConfig:
 
     image: str | None = setting(
         "name of a recipe, path of a recipe (relative to the project), or store path",
-        unset="base", parse=parse_image, schema={"type": "string", "minLength": 1},
+        unset="base", parse=parse_image, schema={"type": "string", "pattern": r"^[^\x00]+$"},
     )  # fmt: skip
     cpus: int | None = setting(
         "virtual CPUs; more than the host has is allowed",
@@ -161,7 +177,7 @@ class MountConfig:
     )  # fmt: skip
     target: str | None = setting(
         "where it is in the sandbox: absolute, or below `~`, the home of `[vm] user`",
-        unset="where it is on the host", parse=parse_target, schema=PATH_SCHEMA,
+        unset="where it is on the host", parse=parse_target, schema=TARGET_SCHEMA,
     )  # fmt: skip
     read_only: bool = setting(
         "the sandbox cannot write to it, whoever is root there", default=False, unset="false"
@@ -186,7 +202,8 @@ class MaskConfig:
 
     paths: tuple[str, ...] = setting(
         "relative to the project; a directory is empty, a file too",
-        unset="required", default=MISSING, elements=Elements(parse_inner_path, 1, MAX_PATHS), schema=PATHS_SCHEMA,
+        unset="required", default=MISSING,
+        elements=Elements(parse_inner_path, 1, MAX_PATHS), schema=_array(INNER_SCHEMA),
     )  # fmt: skip
     enabled: bool = enabled()
 
@@ -197,7 +214,8 @@ class CacheConfig:
 
     paths: tuple[str, ...] = setting(
         "absolute, below `~` (the home of `[vm] user`), or relative to the project",
-        unset="required", default=MISSING, elements=Elements(parse_sandbox_path, 1, MAX_PATHS), schema=PATHS_SCHEMA,
+        unset="required", default=MISSING,
+        elements=Elements(parse_sandbox_path, 1, MAX_PATHS), schema=_array(SANDBOX_SCHEMA),
     )  # fmt: skip
     enabled: bool = enabled()
 
@@ -210,8 +228,8 @@ class DiskConfig:
         "64 MB to 16 TB; a larger size grows the disk, a smaller one needs a new one",
         default=10 * GIB, unset="10 GB", parse=parse_disk_size, schema=SIZE_SCHEMA,
     )  # fmt: skip
-    cache: Mapping[str, CacheConfig] = field(default_factory=dict, metadata={"each": check_name})
-    bind: Mapping[str, Bind] = field(default_factory=dict, metadata={"each": check_name})
+    cache: Mapping[str, CacheConfig] = field(default_factory=dict, metadata={"names": check_name})
+    bind: Mapping[str, Bind] = field(default_factory=dict, metadata={"names": check_name})
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,14 +246,15 @@ class ProjectConfig:
     """What holds for the config as a whole."""
 
     presets: tuple[str, ...] = setting(
-        "files of `~/.airlock/presets` to start from, by name, later ones on top", default=(), unset="none"
-    )
+        "files of `~/.airlock/presets` to start from, by name, later ones on top", default=(), unset="none",
+        schema={"type": "array", "items": {"type": "string", "pattern": f"^{PRESET_PATTERN}$"}},
+    )  # fmt: skip
     vm: VmConfig = field(default_factory=VmConfig)
     env: Mapping[str, str] = field(
         default_factory=dict, metadata={"each": _check_variable, "schema": ENV_SCHEMA}
     )
     disk: DiskConfig = field(default_factory=DiskConfig)
-    mounts: Mapping[str, MountConfig] = field(default_factory=dict, metadata={"each": check_name})
-    daemons: Mapping[str, DaemonConfig] = field(default_factory=dict, metadata={"each": check_name})
-    mask: Mapping[str, MaskConfig] = field(default_factory=dict, metadata={"each": check_name})
+    mounts: Mapping[str, MountConfig] = field(default_factory=dict, metadata={"names": check_name})
+    daemons: Mapping[str, DaemonConfig] = field(default_factory=dict, metadata={"names": check_name})
+    mask: Mapping[str, MaskConfig] = field(default_factory=dict, metadata={"names": check_name})
     network: NetworkConfig = field(default_factory=NetworkConfig)

@@ -6,23 +6,31 @@ from dataclasses import MISSING, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from airlock_store.schema import Elements
-from airlock_store.settings import check_name, enabled, parse_path, setting
+from airlock_store.settings import NO_WAY_UP, check_name, enabled, parse_path, setting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
+MAX_PATTERNS, MAX_PORTS = 10_000, 256
 PORT = {"type": "integer", "minimum": 1, "maximum": 65535}
+_PORT = r"(?!0+(?::|$))(?:[0-5]?[0-9]{1,4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 PORTS_SCHEMA = {
     "type": "array",
     "title": 'array of ports and "HOST:GUEST"',
-    "items": {"anyOf": [PORT, {"type": "string", "title": '"HOST:GUEST"', "pattern": "^[0-9]+:[0-9]+$"}]},
+    "items": {"anyOf": [PORT, {"type": "string", "title": '"HOST:GUEST"', "pattern": f"^{_PORT}:{_PORT}$"}]},
+    "maxItems": MAX_PORTS,
 }
 PATTERNS_SCHEMA = {
     "type": "array",
     "items": {"type": "string", "title": "pattern", "minLength": 1, "maxLength": 300},
+    "maxItems": MAX_PATTERNS,
 }
-SOCKET_SCHEMA = {"type": "string", "title": '"HOST" or "HOST:GUEST"', "minLength": 1}
-MAX_PATTERNS, MAX_PORTS = 10_000, 256
+SOCKET_SCHEMA = {
+    "type": "string",
+    "title": '"HOST" or "HOST:GUEST"',
+    "pattern": r"^(?!(?:[^:\x00]*/)?\.\.(?:/|:|$))~?/[^:\x00]*[^:/\x00]"
+    rf"(?::{NO_WAY_UP}~?/[^\x00]*[^/\x00])?$",
+}
 
 
 class PortPair(NamedTuple):
@@ -74,12 +82,12 @@ def check_host(name: str, addresses: str | tuple[str, ...]) -> None:
     from airlock_runner.net.addresses import number_address, parse_address
     from airlock_runner.net.names import canonical
 
+    if not addresses:
+        raise ValueError(f"{name!r} has no address")
     if ":" in name or number_address(canonical(name)) is not None:
         raise ValueError(f"{name!r} is an address, not a name")
     for address in (addresses,) if isinstance(addresses, str) else addresses:
         parse_address(address)
-    if not addresses:
-        raise ValueError(f"{name!r} has no address")
 
 
 def _port(number: int) -> int:
@@ -94,8 +102,8 @@ def _socket_path(path: str) -> None:
         raise ValueError(f"{path!r} is not the path of a socket: absolute or below '~/', without '..'")
 
 
-def _named(each: Callable[[str, Any], None]) -> Any:
-    return field(default_factory=dict, metadata={"each": each})
+def _named() -> Any:
+    return field(default_factory=dict, metadata={"names": check_name})
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +166,7 @@ class NetworkConfig:
         "what DNS says to a name that is denied: an address that refuses, or that there is none",
         default="resolve", unset="resolve",
     )  # fmt: skip
-    rules: Mapping[str, RuleConfig] = _named(check_name)
+    rules: Mapping[str, RuleConfig] = _named()
     hosts: Mapping[str, str | tuple[str, ...]] = field(
         default_factory=dict,
         metadata={
@@ -168,7 +176,7 @@ class NetworkConfig:
                 "additionalProperties": {
                     "title": "address or array of addresses",
                     "anyOf": [
-                        {"type": "string"},
+                        {"type": "string", "minLength": 1},
                         {"type": "array", "items": {"type": "string"}, "minItems": 1},
                     ],
                     "description": "its address or addresses; like a line of /etc/hosts",
@@ -176,5 +184,5 @@ class NetworkConfig:
             },
         },
     )
-    ports: Mapping[str, PortsConfig] = _named(check_name)
-    sockets: Mapping[str, SocketConfig] = _named(check_name)
+    ports: Mapping[str, PortsConfig] = _named()
+    sockets: Mapping[str, SocketConfig] = _named()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from airlock_runner.config.schema import json_schema
+from airlock_runner.config.schema import tables
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -23,13 +23,13 @@ def fill(manual: str) -> str:
 
     Raises KeyError for a table that the schema does not have.
     """
-    tables = dict(_tables(json_schema(), ""))
-    return _BLOCK.sub(lambda found: f"<!-- reference {found[1]} -->\n{tables[found[1]]}<!-- end -->", manual)
+    found = dict(_tables(tables(), ""))
+    return _BLOCK.sub(lambda match: f"<!-- reference {match[1]} -->\n{found[match[1]]}<!-- end -->", manual)
 
 
 def table_names() -> list[str]:
     """The tables of the schema that have keys of their own, as headings name them."""
-    return [name for name, _ in _tables(json_schema(), "")]
+    return [name for name, _ in _tables(tables(), "")]
 
 
 def _tables(schema: Mapping[str, Any], name: str) -> Iterator[tuple[str, str]]:

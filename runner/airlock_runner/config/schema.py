@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, Union
 
 from airlock_runner.config.model import ProjectConfig
+from airlock_store.settings import NAMES_SCHEMA
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _TYPES = {str: "string", int: "integer", float: "number", bool: "boolean"}
@@ -19,7 +20,34 @@ _TYPES = {str: "string", int: "integer", float: "number", bool: "boolean"}
 
 def json_schema() -> dict[str, Any]:
     """The schema of a config file, as one of several layers: so nothing is required that another may say."""
-    return {"$schema": DIALECT, "title": "airlock.toml", **_table(ProjectConfig)}
+    return {"$schema": DIALECT, "title": "airlock.toml", **_nullable_keys(tables())}
+
+
+def tables() -> dict[str, Any]:
+    """The same without its head, and without a word of null, which stands for a key that is left out."""
+    return _table(ProjectConfig)
+
+
+def _nullable_keys(schema: dict[str, Any]) -> dict[str, Any]:
+    changed = dict(schema)
+    if "properties" in schema:
+        changed["properties"] = {key: _or_null(each) for key, each in schema["properties"].items()}
+    if isinstance(schema.get("additionalProperties"), dict):
+        changed["additionalProperties"] = _or_null(schema["additionalProperties"])
+    return changed
+
+
+def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
+    changed = _nullable_keys(schema)
+    if "anyOf" in schema:
+        changed["anyOf"] = [*schema["anyOf"], {"type": "null"}]
+    if "type" in schema:
+        changed["type"] = [schema["type"], "null"]
+    if "enum" in schema:
+        changed["enum"] = [*schema["enum"], None]
+    if "oneOf" in schema:
+        changed["oneOf"] = [*schema["oneOf"], {"type": "null"}]
+    return changed
 
 
 def _table(cls: type) -> dict[str, Any]:
@@ -37,7 +65,9 @@ def _table(cls: type) -> dict[str, Any]:
 
 
 def _property(each: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
-    schema = dict(each.metadata.get("schema") or _value(hint))
+    schema = {**(each.metadata.get("schema") or _value(hint)), **each.metadata.get("also", {})}
+    if "names" in each.metadata:
+        schema["propertyNames"] = NAMES_SCHEMA
     doc, unset = each.metadata.get("doc"), each.metadata.get("unset")
     if doc:
         schema["description"] = doc
