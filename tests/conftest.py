@@ -35,6 +35,7 @@ PACKAGES = {
     "qemu-system-x86_64": "qemu-system-x86",
     "qemu-system-aarch64": "qemu-system-arm",
     "newuidmap": "uidmap",
+    "dockerd": "docker.io",
 }
 
 

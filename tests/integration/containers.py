@@ -18,7 +18,7 @@ packages = ["busybox-static", "libcap2-bin"]
 BOX = """
 mkdir -p ~/box/bin ~/box/tmp
 cp /bin/busybox ~/box/bin/
-for name in sh cat cp dd grep httpd id mkdir mount sha256sum sleep true unshare wget; do
+for name in sh cat cp dd grep httpd id mkdir mount seq sha256sum sleep true unshare wget; do
     ln -sf busybox ~/box/bin/$name
 done
 """

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 COMMAND = Path(sys.executable).with_name("airlock")
 UP = b"sandbox-is-up"
@@ -20,11 +20,23 @@ UP = b"sandbox-is-up"
 class Running:
     """`airlock start` in the background, past the point where its command runs."""
 
-    def __init__(self, project: Path, script: str = "", env: Mapping[str, str] | None = None) -> None:
-        """`script` is run by sh after word that it is up was given; by default it waits to be stopped."""
+    def __init__(
+        self,
+        project: Path,
+        script: str = "",
+        env: Mapping[str, str] | None = None,
+        through: Sequence[str] = (),
+    ) -> None:
+        """`script` is run by sh after word that it is up was given; by default it waits to be stopped.
+
+        `through` is a command that runs the sh, given as its last arguments.
+        """
         self.project = project
         self.process = subprocess.Popen(
-            [COMMAND, "start", "--", "sh", "-c", f"echo {UP.decode()}; {script or 'exec sleep infinity'}"],
+            [
+                *(COMMAND, "start", "--", *through),
+                *("sh", "-c", f"echo {UP.decode()}; {script or 'exec sleep infinity'}"),
+            ],
             cwd=project,
             env={**os.environ, **(env or {})},
             stdin=subprocess.DEVNULL,
@@ -82,9 +94,11 @@ class Running:
 
 
 @contextmanager
-def running(project: Path, script: str = "", env: Mapping[str, str] | None = None) -> Iterator[Running]:
+def running(
+    project: Path, script: str = "", env: Mapping[str, str] | None = None, through: Sequence[str] = ()
+) -> Iterator[Running]:
     """A sandbox for a block; stopped at its end if it still runs."""
-    sandbox = Running(project, script, env)
+    sandbox = Running(project, script, env, through)
     try:
         yield sandbox
     finally:

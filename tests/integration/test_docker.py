@@ -1,30 +1,36 @@
-"""Docker and Podman inside the sandbox: the shipped recipes, real containers, limits, what is kept and for how long.
+"""Docker and Podman inside the sandbox: the shipped recipes and example, real containers, limits, what is kept.
 
-Images are made of a static busybox, so no registry is needed.
+Images are made of a static busybox, or come from a registry on the host. One sandbox with one daemon has nearly all of
+the tests: under TCG a daemon's start is what takes the time.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import socket
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+import re
+import shutil
+from http.server import ThreadingHTTPServer
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.request import urlopen
 
 import pytest
-from containers import BOX, IMPORT, write_project
+from containers import BOX, IMPORT, RECIPE, write_project
+from registry import NAME, serving_registry
 from sandboxes import running
+from test_network import Handler, free_port, log_of, serving
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
     from conftest import Airlock
+    from registry import Registry
     from sandboxes import Running
 
+EXAMPLE = Path(__file__).parents[2] / "examples" / "docker"
+LARGE = 200 << 20
+METADATA = "169.254.169.254"
 PODMAN = f"""
 {BOX} tar -C ~/box -c . | podman import -q - box >/dev/null
 podman info --format '{{{{.Store.GraphDriverName}}}} {{{{.Host.Security.Rootless}}}}'
@@ -35,13 +41,22 @@ podman build -q --network none -t built ~/context >/dev/null
 podman run --rm --network none built cat /tmp/file
 findmnt -n -o FSTYPE -T ~/.local/share/containers
 """
+NESTED = 'unshare -m -p -f sh -c "mount -t tmpfs none /tmp && echo pid \\$\\$"'
 NO_DAEMON = "[daemons.dockerd]\nenabled = false\n"
-COMPOSE = """
+# The example's script, with another setting of the daemon than that of the recipe.
+BY_HAND = """
+mkdir -p /etc/docker
+echo '{"userland-proxy": false}' >/etc/docker/daemon.json
+exec ./start-docker.sh "$@"
+"""
+# Beside the example's compose file.
+NETWORKS = """
+name: networks
 services:
   web:
     image: box
-    command: [sh, -c, "mkdir /w; echo from web >/w/index.html; httpd -p 8001 -h /w; exec httpd -f -p 8000 -h /w"]
-    ports: ["8000:8000", "8001:8001"]
+    command: [sh, -c, "mkdir /w; echo from web >/w/index.html; httpd -p 8001 -h /w; exec httpd -f -p 8002 -h /w"]
+    ports: ["8001:8001", "8002:8002"]
     networks: [default, closed]
     init: true
   other:
@@ -63,19 +78,6 @@ networks:
       config: [{ subnet: "fd00:1::/64" }]
   closed:
     internal: true
-"""
-# The manual way of the page that this replaces.
-START_DOCKER = """\
-#!/bin/bash
-mkdir -p /airlock/disk/docker /var/lib/docker
-mount --bind /airlock/disk/docker /var/lib/docker
-
-dockerd --userland-proxy=false &>/var/log/dockerd.log &
-while ! docker info &>/dev/null; do
-    kill -0 $! || { cat /var/log/dockerd.log >&2; exit 1; }
-    sleep 0.5
-done
-exec "$@"
 """
 DOCKERFILE = """\
 FROM tools AS build
@@ -100,59 +102,79 @@ docker run --rm built getcap /bin/tool
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project with the recipe; tests of images that are kept share its disk."""
-    path = tmp_path_factory.mktemp("project") / "docker"
-    path.mkdir()
-    (path / "start-docker.sh").write_text(START_DOCKER)
-    (path / "start-docker.sh").chmod(0o755)
-    (path / "compose.yaml").write_text(COMPOSE)
+    """The shipped example, with the recipe of all tests of containers in the place of its own."""
+    path = tmp_path_factory.mktemp("project") / "example"
+    shutil.copytree(EXAMPLE, path)
+    (path / "sandbox.toml").write_text(RECIPE)
+    (path / "networks.yaml").write_text(NETWORKS)
     return path
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+def server() -> Iterator[int]:
     """The port of a web server on the host's loopback."""
-    directory = tmp_path_factory.mktemp("www")
-    (directory / "index.html").write_text("from the host\n")
-    handler = partial(SimpleHTTPRequestHandler, directory=os.fspath(directory))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = Thread(target=server.serve_forever)
-        thread.start()
-        yield server.server_address[1]
-        server.shutdown()
-        thread.join()
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as port:
+        yield port
 
 
 @pytest.fixture(scope="module")
-def port() -> int:
-    """A port of the host that is free."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        number: int = free.getsockname()[1]
-        return number
+def registry(tmp_path_factory: pytest.TempPathFactory, need: Callable[[str], Path]) -> Iterator[Registry]:
+    """A registry on the host's loopback."""
+    with serving_registry(tmp_path_factory.mktemp("registry"), need) as registry:
+        yield registry
+
+
+@pytest.fixture(scope="module")
+def local(project: Path) -> Callable[[str], int]:
+    """Writes what a test adds to the example's config; gives the host's port that is the sandbox's 8000."""
+    port = free_port()
+
+    def write(text: str) -> int:
+        (project / "airlock.local.toml").write_text(
+            f"""
+            [network.hosts]
+            "{NAME}" = "127.0.0.1"
+            "allowed.test" = "127.0.0.1"
+            "denied.test" = "127.0.0.1"
+            [network.rules.no]
+            deny = ["denied.test"]
+            # Port 8000 of the host may be somebody else's.
+            [network.ports.web]
+            enabled = false
+            [network.ports.test]
+            guest = ["{port}:8000"]
+            {text}
+            """
+        )
+        return port
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def port(local: Callable[[str], int]) -> int:
+    """The host's port that is the sandbox's 8000."""
+    return local("[vm]\ncpus = 2")
 
 
 @pytest.fixture(scope="module")
 def sandbox(project: Path, port: int) -> Iterator[Running]:
     """With nothing of Docker written but the image: the daemon is up when the command runs."""
-    write_project(
-        project,
-        f"""
-        [network.hosts]
-        "allowed.test" = "127.0.0.1"
-        "denied.test" = "127.0.0.1"
-        [network.rules.no]
-        deny = ["denied.test"]
-        [network.ports.web]
-        guest = ["{port}:8000"]
-        """,
-    )
     with running(project) as sandbox:
         sandbox.sh(IMPORT)
         yield sandbox
 
 
+def page(port: int) -> str:
+    """What the example's web server says to the host."""
+    with urlopen(f"http://127.0.0.1:{port}/") as answer:
+        said: str = answer.read().decode()
+    return said
+
+
 def test_a_container_runs_and_the_daemon_is_as_it_should_be(sandbox: Running) -> None:
-    assert sandbox.sh("docker run --rm box sh -c 'echo in a container'") == "in a container\n"
+    # The command that asks for a privileged one is hardened; the daemon that makes it is not.
+    assert sandbox.sh(f"docker run --rm --privileged box sh -c '{NESTED}'") == "pid 1\n"
     info = json.loads(sandbox.sh("docker info --format '{{json .}}'"))
     assert (info["Driver"], dict(info["DriverStatus"])["Backing Filesystem"]) == ("overlay2", "extfs")
     assert any("seccomp" in option for option in info["SecurityOptions"])
@@ -167,29 +189,30 @@ def test_a_container_runs_and_the_daemon_is_as_it_should_be(sandbox: Running) ->
     ]
 
 
+def test_who_is_in_the_group_may_use_it(sandbox: Running) -> None:
+    as_user = "setpriv --reuid podman --regid podman --init-groups docker ps"
+    assert sandbox.exec("sh", "-c", as_user).returncode == 1
+    sandbox.sh(f"usermod -aG docker podman; {as_user}")
+
+
 def test_limits_are_enforced(sandbox: Running) -> None:
-    limits = "--memory 64m --memory-swap 64m --cpus 0.5 --pids-limit 5"
-    files = "cd /sys/fs/cgroup; cat memory.max cpu.max pids.max"
-    assert sandbox.sh(f"docker run --rm {limits} box sh -c '{files}'").split() == [
-        str(64 << 20), "50000", "100000", "5",
-    ]  # fmt: skip
-    done = sandbox.exec(
-        "sh", "-c", f"docker run --rm {limits} box dd if=/dev/zero of=/dev/null bs=100M count=1"
-    )
-    assert done.returncode == 137, done.stderr
-    forks = "for n in 1 2 3 4 5 6 7; do sleep 100 & done"
-    done = sandbox.exec("sh", "-c", f"docker run --rm {limits} box sh -c '{forks}'")
+    # What starts a container has a dozen threads, which count.
+    limits = "--memory 64m --memory-swap 64m --cpus 0.5 --pids-limit 30"
+    # More memory than there may be ends dd, work in one go is held up, and there are no more than 30 processes.
+    script = """
+        cd /sys/fs/cgroup
+        cat memory.max cpu.max pids.max
+        dd if=/dev/zero of=/dev/null bs=100M count=1 2>/dev/null || echo dd $?
+        dd if=/dev/zero of=/dev/null bs=1M count=2000 2>/dev/null
+        grep nr_throttled cpu.stat
+        for n in $(seq 31); do sleep 100 & done
+    """
+    done = sandbox.exec("sh", "-c", f"docker run --rm {limits} box sh -c '{script}'")
+    said = done.stdout.decode().split()
+    assert said[:6] == [str(64 << 20), "50000", "100000", "30", "dd", "137"], done.stderr
+    assert said[6] == "nr_throttled"
+    assert int(said[7]) > 0
     assert b"fork" in done.stderr
-
-
-def test_privileged_containers_and_namespaces_in_them(sandbox: Running) -> None:
-    # The command that asks for them is hardened; the daemon that makes them is not.
-    script = "mount -t tmpfs none /tmp && unshare -m -p -f sh -c 'echo pid $$'"
-    done = sandbox.exec("docker", "run", "--rm", "--privileged", "box", "sh", "-c", script)
-    assert (done.returncode, done.stdout) == (0, b"pid 1\n"), done.stderr
-    done = sandbox.exec("docker", "run", "--rm", "box", "sh", "-c", script)
-    assert done.returncode != 0
-    assert b"permission denied" in done.stderr
 
 
 def test_buildkit_keeps_the_capabilities_of_files(sandbox: Running) -> None:
@@ -198,72 +221,115 @@ def test_buildkit_keeps_the_capabilities_of_files(sandbox: Running) -> None:
     assert done.stdout.decode().split() == ["/bin/tool", "cap_net_raw=ep"]
 
 
-def test_containers_reach_what_the_policy_allows(sandbox: Running, server: int) -> None:
-    def fetch(name: str) -> tuple[int, bytes, bytes]:
-        url = f"http://{name}:{server}/"
-        done = sandbox.exec("docker", "run", "--rm", "box", "wget", "-q", "-O-", url)
-        return done.returncode, done.stdout, done.stderr
+def test_containers_reach_what_the_policy_allows(sandbox: Running, project: Path, server: int) -> None:
+    before = len(log_of(project))
+    # On Docker's own bridge, which has no IPv6.
+    asked = f"wget -qO- http://allowed.test:{server}/; test ! -e /proc/net/if_inet6 || ! grep -v lo /proc/net/if_inet6"
+    denied = f"for bad in denied.test:{server} {METADATA}; do wget -qO- http://$bad/ 2>&1; done; true"
+    said = sandbox.sh(f"docker run --rm box sh -c '{asked}; {denied}'").splitlines()
+    assert said[0] == "hello"
+    assert [line.rpartition(": ")[2] for line in said[1:]] == ["Connection refused"] * 2
+    rules = [each["rule"] for each in log_of(project)[before:]]
+    assert rules == ["hosts", "no: deny denied.test", "internal address (link-local)"]
 
-    assert fetch("allowed.test") == (0, b"from the host\n", b"")
-    code, _, said = fetch("denied.test")
-    assert code == 1
-    assert b"refused" in said
 
+def test_compose_connects_services_and_each_way_out(sandbox: Running, server: int) -> None:
+    def inside(service: str, *script: str) -> list[str]:
+        # One container's exec for all that is asked there; what fails is part of the answer.
+        lines = "; ".join(f"{line} 2>&1 || echo failed" for line in script)
+        done = sandbox.exec("docker", "exec", f"networks-{service}-1", "sh", "-c", lines)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.decode().splitlines()
 
-def test_compose_connects_services_each_other_and_the_host(sandbox: Running, server: int, port: int) -> None:
-    def inside(service: str, *argv: str) -> tuple[int, bytes]:
-        done = sandbox.exec("docker", "compose", "exec", "-T", service, *argv)
-        return done.returncode, done.stdout
-
-    def fetch(service: str, url: str) -> tuple[int, bytes]:
-        return inside(service, "wget", "-q", "-T", "20", "-O-", url)
-
-    sandbox.sh("docker compose up -d --quiet-pull 2>&1")
-    # By name on the bridge, by IPv6 too, and on a network that leads nowhere else.
-    assert fetch("other", "http://web:8000/") == (0, b"from web\n")
+    fetch = "wget -q -T 20 -O-"
+    sandbox.sh("docker compose -f networks.yaml up -d --quiet-pull 2>&1")
     address = sandbox.sh(
-        "docker inspect -f '{{(index .NetworkSettings.Networks \"docker_default\").GlobalIPv6Address}}'"
-        " $(docker compose ps -q web)"
+        "docker inspect -f '{{(index .NetworkSettings.Networks \"networks_default\").GlobalIPv6Address}}'"
+        " networks-web-1"
     ).strip()
     assert address.startswith("fd00:1::")
-    assert fetch("other", f"http://[{address}]:8001/") == (0, b"from web\n")
-    assert fetch("hidden", "http://web:8000/") == (0, b"from web\n")
-    assert fetch("hidden", f"http://allowed.test:{server}/")[0] != 0
-    # Out, with DNS options of its own, and in from the host.
-    assert inside("other", "grep", "-E", "^(search|options) ", "/etc/resolv.conf")[1].split() == [
-        b"search", b"example.test", b"options", b"timeout:3", b"ndots:0",
-    ]  # fmt: skip
-    assert fetch("other", f"http://allowed.test:{server}/") == (0, b"from the host\n")
-    assert fetch("other", f"http://denied.test:{server}/")[0] != 0
-    with urlopen(f"http://127.0.0.1:{port}/") as answer:
-        assert answer.read() == b"from web\n"
-    assert sandbox.sh("curl -sS http://127.0.0.1:8001/") == "from web\n"
-    sandbox.sh("docker compose down -t 1 2>&1")
+    # By name on the bridge, by IPv6 too; and out, with DNS options of its own.
+    by_name, by_ipv6, options, allowed, denied, failed = inside(
+        "other",
+        f"{fetch} http://web:8001/",
+        f"{fetch} http://[{address}]:8002/",
+        "grep ^options /etc/resolv.conf",
+        f"{fetch} http://allowed.test:{server}/",
+        f"{fetch} http://denied.test:{server}/",
+    )
+    assert (by_name, by_ipv6, allowed) == ("from web", "from web", "hello")
+    assert options.split() == ["options", "timeout:3", "ndots:0"]
+    assert denied.endswith("Connection refused")
+    assert failed == "failed"
+    # On a network that leads nowhere else.
+    by_name, *_, failed = inside(
+        "hidden", f"{fetch} http://web:8002/", f"{fetch} http://allowed.test:{server}/"
+    )
+    assert (by_name, failed) == ("from web", "failed")
+    # Two ports, both published.
+    assert sandbox.sh("curl -sS http://127.0.0.1:8001/ http://127.0.0.1:8002/") == "from web\n" * 2
 
 
-def test_images_and_volumes_survive_restarts_and_another_image(
-    sandbox: Running, project: Path, airlock: Airlock
+def test_images_come_from_a_registry_and_go_there(
+    sandbox: Running, registry: Registry, project: Path
 ) -> None:
-    sandbox.sh("docker run --rm -v kept:/tmp box sh -c 'echo volume >/tmp/file'; docker tag box kept")
+    content = os.urandom(LARGE)
+    digest = registry.image("large", content)
+    shutil.copy(registry.authority, project / "ca.crt")
+    there, denied = f"{NAME}:{registry.port}", f"denied.test:{registry.port}"
+    sandbox.sh(f"mkdir -p /etc/docker/certs.d/{there}; cp ca.crt /etc/docker/certs.d/{there}/")
+    # Each layer is verified on its way; the digest is that of the whole.
+    sandbox.sh(f"docker pull -q {there}/large")
+    found = json.loads(sandbox.sh(f"docker image inspect {there}/large"))[0]
+    assert found["RepoDigests"] == [f"{there}/large@{digest}"]
+    assert found["Size"] == LARGE
+    sandbox.sh(
+        f"docker tag box {there}/box; docker push -q {there}/box; docker rmi {there}/box {there}/large"
+    )
+    assert registry.ask("GET", "/v2/box/manifests/latest").status == 200
+    assert sandbox.sh(f"docker run --rm {there}/box sh -c 'echo pulled'") == "pulled\n"
+    for command in (f"pull {denied}/large", f"push {denied}/box"):
+        done = sandbox.exec("sh", "-c", f"docker tag box {denied}/box; docker {command}")
+        assert done.returncode == 1
+        assert b"connection refused" in done.stderr
+    refused = [
+        each
+        for each in log_of(project)
+        if each.get("name") == "denied.test" and each["port"] == registry.port
+    ]
+    assert refused
+    assert {each["state"] for each in refused} == {"denied"}
+
+
+def test_the_example_has_a_page_for_the_host(sandbox: Running, port: int) -> None:
+    sandbox.sh("docker compose up -d --build 2>&1")
+    assert "<p>This is visit 1.</p>" in page(port)
+    assert "<p>This is visit 2.</p>" in page(port)
+
+
+def test_what_docker_has_is_kept_and_a_daemon_by_hand_finds_it(
+    sandbox: Running, project: Path, local: Callable[[str], int], airlock: Airlock
+) -> None:
     assert sandbox.stop() == 143
     # Another image resets the root, but not this; it has no daemon, and the disk is no stranger to it.
-    write_project(project, "", "base", vm='memory = "512 MB"')
+    local('[vm]\nimage = "base"\nmemory = "512 MB"')
     done = airlock("start", "-q", "--", "ls", "/airlock/disk/docker/overlay2", cwd=project)
     assert done.returncode == 0, done.stderr
     assert done.stdout
     # Back, and by hand, without what the recipe declares.
-    write_project(project, f"{NO_DAEMON}[disk.bind.docker]\nenabled = false", vm="harden = false")
-    script = """
-        docker images --format '{{.Repository}}'
-        docker run -d -v kept:/tmp -p 8000:8000 kept httpd -f -p 8000 -h /tmp >&2
-        # No proxy listens for it here: the kernel leads it to the container.
-        curl -sS --retry 50 --retry-connrefused http://127.0.0.1:8000/file
-    """
-    done = airlock("start", "-q", "--", "./start-docker.sh", "sh", "-ec", script, cwd=project)
-    assert done.returncode == 0, done.stderr.decode()
-    *images, volume = done.stdout.decode().split()
-    assert {"box", "kept"} <= set(images)
-    assert volume == "volume"
+    port = local(f"[vm]\ncpus = 2\nharden = false\n{NO_DAEMON}[disk.bind.docker]\nenabled = false")
+    with running(project, through=("sh", "-ec", BY_HAND, "sh")) as by_hand:
+        # Images, build cache, and the volume with the visits.
+        assert "box" in by_hand.sh("docker images --format '{{.Repository}}'").split()
+        built = by_hand.sh("docker compose build --progress plain 2>&1")
+        assert re.search(r"RUN .*--install.*\n#\d+ CACHED", built), built
+        by_hand.sh("docker compose up -d 2>&1")
+        # No proxy listens: the kernel leads connections to the container.
+        assert by_hand.exec("pgrep", "docker-proxy").returncode == 1
+        assert "<p>This is visit 3.</p>" in page(port)
+        # Who is not hardened may do what the daemon may.
+        assert by_hand.sh(f"unshare --user --map-root-user {NESTED}") == "pid 1\n"
+        assert by_hand.sh(f"docker run --rm --privileged box {NESTED}") == "pid 1\n"
 
 
 def test_a_hardened_daemon_fails_and_says_what_to_change(airlock: Airlock, tmp_path: Path) -> None:

@@ -20,8 +20,13 @@ if TYPE_CHECKING:
 
     from sandboxes import Running
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a Docker daemon on the host takes root")
 BIG = 50 << 20
+# An ordinary user's daemon is root in a user namespace. Without a bridge it has no use for the proxy that it asks for.
+AS_USER = """
+mkdir -p "$ROOTLESSKIT_STATE_DIR/bin" && ln -sf /bin/true "$ROOTLESSKIT_STATE_DIR/bin/rootlesskit-docker-proxy"
+export PATH="$ROOTLESSKIT_STATE_DIR/bin:$PATH"
+exec unshare --user --map-root-user --map-auto --mount sh -c 'mount -t tmpfs none /run && exec "$@"' sh "$@"
+"""
 
 
 @pytest.fixture(scope="module")
@@ -29,26 +34,20 @@ def daemon(tmp_path_factory: pytest.TempPathFactory, need: Callable[[str], Path]
     """The socket of a daemon that leaves the host's network and the host's own Docker alone."""
     directory = tmp_path_factory.mktemp("dockerd")
     path = os.pathsep.join((os.environ["PATH"], "/usr/sbin", "/sbin"))
-    program = shutil.which("dockerd", path=path) or need("dockerd")
+    command = [
+        shutil.which("dockerd", path=path) or need("dockerd"),
+        *("--host", f"unix://{directory}/docker.sock", "--pidfile", directory / "pid"),
+        *("--data-root", directory / "data", "--exec-root", directory / "exec"),
+        *("--bridge", "none", "--iptables=false", "--ip-forward=false"),
+    ]
+    env = {**os.environ, "PATH": path}
+    if os.geteuid() != 0:
+        need("newuidmap")
+        command = ["sh", "-ec", AS_USER, "sh", *command, "--rootless", "--userland-proxy=false"]
+        env |= {"ROOTLESSKIT_STATE_DIR": os.fspath(directory), "XDG_RUNTIME_DIR": os.fspath(directory)}
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen(
-            [
-                program,
-                *("--host", f"unix://{directory}/docker.sock"),
-                *("--data-root", directory / "data", "--exec-root", directory / "exec"),
-                *(
-                    "--pidfile",
-                    directory / "pid",
-                    "--bridge",
-                    "none",
-                    "--iptables=false",
-                    "--ip-forward=false",
-                ),
-            ],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "PATH": path},
-            start_new_session=True,
+            command, stdout=log, stderr=subprocess.STDOUT, env=env, start_new_session=True
         )
     try:
         yield directory / "docker.sock"
