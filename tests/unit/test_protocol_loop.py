@@ -59,6 +59,27 @@ def test_a_number_that_is_used_again_in_a_round_is_another_descriptor(loop: Loop
     assert called == []
 
 
+def test_it_is_another_one_also_where_the_callback_is_the_same(loop: Loop) -> None:
+    """As with the console of a machine that died and that of the next, whose only sign of life it was taken for."""
+    (first, _), (second, _) = pipes(2)
+    (quiet, _write) = os.pipe()
+    called = []
+
+    def callback(me: int, other: int) -> None:
+        called.append(me)
+        loop.forget(other)
+        os.close(other)
+        assert os.dup(quiet) == other
+        loop.on_readable(other, callbacks[other])
+        loop.stop()
+
+    callbacks = {first: lambda: callback(first, second), second: lambda: callback(second, first)}
+    for number, each in callbacks.items():
+        loop.on_readable(number, each)
+    loop.run()
+    assert len(called) == 1
+
+
 def test_timers_are_called_in_order_unless_cancelled(loop: Loop) -> None:
     called: list[str] = []
     loop.call_later(0.02, lambda: (called.append("second"), loop.stop()))  # type: ignore[func-returns-value]

@@ -36,7 +36,14 @@ class Poller(Protocol):
         """What happened, by descriptor; the timeout is in milliseconds for poll, in seconds for epoll."""
 
 
-_NOTHING: tuple[Callback | None, Callback | None] = (None, None)
+class _Watch:
+    """What to call for a descriptor, for as long as it is watched: a number that is used again gets another."""
+
+    __slots__ = ("readable", "writable")
+
+    def __init__(self) -> None:
+        self.readable: Callback | None = None
+        self.writable: Callback | None = None
 
 
 class Timer:
@@ -68,7 +75,7 @@ class Loop:
             select.epoll() if epoll else _Select() if sys.platform == "darwin" else select.poll()
         )
         self._unit = 1 if epoll else 1000
-        self._watched: dict[int, tuple[Callback | None, Callback | None]] = {}
+        self._watched: dict[int, _Watch] = {}
         self._timers: list[Timer] = []
         self._sweep_at = _SWEEP_AT
         self._running = False
@@ -76,11 +83,13 @@ class Loop:
 
     def on_readable(self, fd: int, callback: Callback | None) -> None:
         """Call back whenever `fd` can be read or is at its end; None stops that."""
-        self._watch(fd, callback, self._watched.get(fd, _NOTHING)[1])
+        watch = self._watched.get(fd)
+        self._watch(fd, callback, watch.writable if watch else None)
 
     def on_writable(self, fd: int, callback: Callback | None) -> None:
         """Call back whenever `fd` can be written or is broken; None stops that."""
-        self._watch(fd, self._watched.get(fd, _NOTHING)[0], callback)
+        watch = self._watched.get(fd)
+        self._watch(fd, watch.readable if watch else None, callback)
 
     def forget(self, fd: int) -> None:
         """Watch `fd` no more; call before closing it."""
@@ -121,12 +130,27 @@ class Loop:
 
     def _round(self) -> None:
         watched = self._watched
-        events = [(fd, told, watched.get(fd, _NOTHING)) for fd, told in self._poller.poll(self._timeout())]
-        for fd, told, (readable, writable) in events:
-            # An earlier callback of this round may have closed the descriptor, or given its number to another.
-            if told & ~_OUT and readable is not None and watched.get(fd, _NOTHING)[0] == readable:
+        events = [
+            (fd, told, watch, watch.readable, watch.writable)
+            for fd, told in self._poller.poll(self._timeout())
+            if (watch := watched.get(fd)) is not None
+        ]
+        for fd, told, watch, readable, writable in events:
+            # An earlier callback of this round may have closed the descriptor, given its number to another, or asked
+            # for another callback, which might find nothing to read any more.
+            if (
+                told & ~_OUT
+                and readable is not None
+                and watched.get(fd) is watch
+                and watch.readable == readable
+            ):
                 readable()
-            if told & ~_IN and writable is not None and watched.get(fd, _NOTHING)[1] == writable:
+            if (
+                told & ~_IN
+                and writable is not None
+                and watched.get(fd) is watch
+                and watch.writable == writable
+            ):
                 writable()
         now = time.monotonic()
         while self._timers and self._timers[0].due <= now:
@@ -146,8 +170,13 @@ class Loop:
             self.forget(fd)
             return
         mask = (_IN if readable else 0) | (_OUT if writable else 0)
-        (self._poller.modify if fd in self._watched else self._poller.register)(fd, mask)
-        self._watched[fd] = readable, writable
+        watch = self._watched.get(fd)
+        if watch is None:
+            self._poller.register(fd, mask)
+            self._watched[fd] = watch = _Watch()
+        else:
+            self._poller.modify(fd, mask)
+        watch.readable, watch.writable = readable, writable
 
 
 class _Select:
