@@ -59,6 +59,7 @@ class Booter:
         self.ready = False
         self._keep, self._owner, self._monitored = keep, owner, monitored
         self._life = life_seconds()
+        self._verdict: accel.Verdict | None = None
         self._attempt = 0
         self._failure: str | None = None
         self._stopped = False
@@ -113,8 +114,10 @@ class Booter:
         self.ready = True
         self._settled()
         if self.plan.unproven:
-            name = self.plan.accelerators[0]
-            accel.remember(self.spec.qemu, accel.Verdict(name, "a guest booted with it"))
+            self._verdict = accel.Verdict(self.plan.accelerators[0], "a guest booted with it")
+        if self._verdict is not None:
+            accel.remember(self.spec.qemu, self._verdict)
+            self.plan = accel.Candidates((self._verdict.accelerator,), False, self._verdict.reason)
         self._owner.on_ready(header)
 
     def _on_close(self, reason: str | None) -> None:
@@ -151,7 +154,8 @@ class Booter:
         if self.plan.unproven:
             name = self.plan.accelerators[0]
             reason = f"{name} does not run guests here: the machine {what}"
-            accel.remember(self.spec.qemu, accel.Verdict("tcg", reason))
+            # What fails with tcg as well is not the accelerator's fault: this is known when a guest is READY.
+            self._verdict = accel.Verdict("tcg", reason)
             self._owner.note(0, f"{reason}; using tcg, which is slower")
             self.plan = accel.Candidates(("tcg",), False, reason)
             self._attempt = 0

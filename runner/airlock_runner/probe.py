@@ -32,17 +32,19 @@ DISK_SIZE = 64 * 1024**2
 def prove(image: Image) -> accel.Verdict:
     """The verdict on acceleration for this host boot, by a boot of `image` if there is none yet.
 
-    Takes a second where acceleration works, and `accel.PROBE_SECONDS` at most where it does not.
+    Takes a second where acceleration works, and `accel.PROBE_SECONDS` and a boot at most where it does not. Raises
+    MachineError where no guest runs at all.
     """
     qemu = find_qemu(image.arch)
     plan = accel.candidates("auto", image.arch, qemu)
     if not plan.unproven:
         return accel.Verdict(plan.accelerators[0], plan.reason)
     with tempfile.TemporaryDirectory(prefix="airlock-probe-") as directory:
-        once = _Once(lambda _text: None, stop_at_verdict=True)
+        once = _Once(lambda _text: None)
         spec = _spec(image, ProjectConfig(), Path(directory), qemu, directory)
-        once.run(Booter(once.loop, spec, plan, (), once))
-    return accel.recall(qemu) or accel.Verdict("tcg", "the proof could not be kept")
+        booter = Booter(once.loop, spec, plan, (), once)
+        once.run(booter)
+    return accel.Verdict(booter.plan.accelerators[0], booter.plan.reason)
 
 
 def warm(
@@ -86,9 +88,9 @@ class _Machine(Protocol):
 class _Once:
     """The owner of a machine that ends at READY."""
 
-    def __init__(self, note: Callable[[str], None], *, stop_at_verdict: bool = False) -> None:
+    def __init__(self, note: Callable[[str], None]) -> None:
         self.loop = Loop()
-        self._note, self._stop_at_verdict = note, stop_at_verdict
+        self._note = note
         self._error: MachineError | None = None
         self._over = False
 
@@ -118,9 +120,6 @@ class _Once:
 
     def note(self, verbosity: int, text: str) -> None:
         self._note(text)
-        if verbosity == 0 and self._stop_at_verdict:
-            # The verdict is in: what comes after it needs no boot.
-            self._end()
 
     def _end(self) -> None:
         self._over = True
