@@ -16,7 +16,10 @@ from airlock_store.errors import UsageError
     context_settings={"allow_interspersed_args": False},
 )
 @click.option(
-    "-w", "--workdir", metavar="DIR", help="Directory in the sandbox (default: this one, if shared)."
+    "-w",
+    "--workdir",
+    metavar="DIR",
+    help="Directory in the sandbox, also relative to this one (default: this one, if shared).",
 )
 @click.option("-e", "--env", "pairs", metavar="K=V", multiple=True, help="Set a variable; may be repeated.")
 @click.option("--login", is_flag=True, help="Run CMD by the user's login shell; without CMD, that shell.")

@@ -12,7 +12,7 @@ from airlock_store.sizes import format_size
 @command("list", examples=["airlock list", "airlock list --json"])
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(as_json: bool) -> None:
-    """List all sandboxes of this user: those whose image is kept in the store for them."""
+    """List all sandboxes of this user, wherever their projects are."""
     from dataclasses import asdict
 
     from airlock_runner.project import Project

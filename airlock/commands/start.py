@@ -163,7 +163,5 @@ def _image(chosen: str | None, configured: str | None, project: Project, verbose
                 error.at = place_of(project.root, "vm", "image")
             raise
         image = load_image(result.image.path)
-    path = images.in_store(image, store)
-    if path is not None:
-        add_project_root(store, project.directory / "image", path)
+    add_project_root(store, project.directory / "image", image.path)
     return image

@@ -45,9 +45,11 @@ class CommandDefaults:
 
 
 def working_directory(project: Path, chosen: str | None) -> str:
-    """Where a command starts: as chosen, or in our own directory where the sandbox shares it, or in the project."""
-    if chosen is not None:
-        return chosen
+    """Where a command starts: in our own directory where the sandbox shares it, or else in the project.
+
+    What is `chosen` may be absolute, or relative to that.
+    """
     here = os.getcwd()
-    inside = here == os.fspath(project) or here.startswith(f"{project}{os.sep}")
-    return here if inside else os.fspath(project)
+    if here != os.fspath(project) and not here.startswith(f"{project}{os.sep}"):
+        here = os.fspath(project)
+    return os.path.join(here, chosen) if chosen is not None else here

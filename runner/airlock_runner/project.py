@@ -151,6 +151,9 @@ class Project:
                     if holder is not None and _alive(holder):
                         raise ProjectError(f"the sandbox of {self.root} was started by pid {holder} just now")
                     raise ProjectError(f"the sandbox of {self.root} is held by a machine that does not end")
+            if not self._is_at(fd, LOCK):
+                # Whoever held it was `airlock rm`: another start may hold the next one by now.
+                raise ProjectError(f"the sandbox of {self.root} was removed just now", hint="start it again")
             os.ftruncate(fd, 0)
             # Where there is no room even for this, the sandbox can still be removed; who holds it is then not known.
             with suppress(OSError):
@@ -159,6 +162,15 @@ class Project:
             os.ftruncate(fd, 0)
         finally:
             os.close(fd)
+
+    def _is_at(self, fd: int, name: str) -> bool:
+        """Whether this is still the file of that name."""
+        ours = os.fstat(fd)
+        try:
+            there = os.lstat(self.directory / name)
+        except FileNotFoundError:
+            return False
+        return (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino)
 
     def running_pid(self) -> int | None:
         """The pid of the session that runs the sandbox, or None."""

@@ -41,19 +41,21 @@ def add_root(store: Store, name: str, path: StorePath) -> None:
         _relink(store.root / "roots" / paths.sanitise(name), Path("..", path.path.name))
 
 
-def add_project_root(store: Store, link: Path, path: StorePath) -> None:
-    """Make `link`, a file in a project, point to `path`, and keep that path for as long as the link is there."""
+def add_project_root(store: Store, link: Path, image: Path) -> None:
+    """Make `link`, a file in a project, point to `image`, and keep that path for as long as the link is there.
+
+    One outside of the store is nobody's to keep, but its project is known then.
+    """
     link = link.absolute()
     with store.in_use():
-        _relink(link, path.path)
+        _relink(link, image)
         name = _PROJECT + hashlib.sha256(os.fsencode(link)).hexdigest()[: paths.KEY_LENGTH]
         _relink(store.root / "roots" / name, link)
 
 
 def project_links(store: Store) -> list[Path]:
     """The links that `add_project_root` made and whose project has them still."""
-    links = [root.readlink() for root in _roots(store) if root.name.startswith(_PROJECT)]
-    return [link for link in links if link.is_symlink()]
+    return [root.readlink() for root in _roots(store) if root.name.startswith(_PROJECT) and _wanted(root)]
 
 
 def kept(store: Store) -> set[str]:
@@ -85,7 +87,7 @@ def collect(store: Store) -> Collected:
             remove_tree(doomed)
             path.path.rename(doomed)
         for root in _roots(store):
-            if not root.exists():
+            if not _wanted(root):
                 root.unlink()
         for directory, spared in ((".tmp", ""), (".locks", "gc")):
             for leftover in (store.root / directory).glob("*"):
@@ -99,6 +101,18 @@ def collect(store: Store) -> Collected:
 def _roots(store: Store) -> list[Path]:
     directory = store.root / "roots"
     return [child for child in sorted(directory.glob("*")) if child.is_symlink()]
+
+
+def _wanted(root: Path) -> bool:
+    """Whether what made this root is still there: the project's own link, or else the path."""
+    try:
+        os.lstat(root.readlink() if root.name.startswith(_PROJECT) else root.resolve())
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        # In a directory that cannot be searched now.
+        pass
+    return True
 
 
 def _inside(store: Store, root: Path) -> StorePath | None:

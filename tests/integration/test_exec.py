@@ -38,6 +38,14 @@ def test_found_from_below_and_started_there(sandbox: Running) -> None:
     )
 
 
+def test_a_relative_directory_is_relative_to_ours(sandbox: Running) -> None:
+    assert sandbox.exec("-w", "below", "pwd").stdout.decode() == f"{sandbox.project}/below\n"
+    assert (
+        sandbox.exec("-w", "..", "pwd", cwd=sandbox.project / "below").stdout.decode()
+        == f"{sandbox.project}\n"
+    )
+
+
 def test_directory_and_environment(airlock: Airlock, sandbox: Running) -> None:
     script = "pwd; echo $GREETING $ONE $TWO $HOME"
     done = airlock(

@@ -174,3 +174,20 @@ def test_remove_takes_everything_but_not_while_it_runs(project: Project) -> None
         assert project.directory.exists()
     project.remove()
     assert not project.directory.exists()
+
+
+def test_who_waits_for_a_sandbox_that_is_removed_does_not_run_beside_the_next(project: Project) -> None:
+    """The file that was locked is gone with the directory, and a lock on it keeps nobody away."""
+    before = os.open(project.directory / LOCK, os.O_RDWR | os.O_CREAT)
+    project.remove()
+    project.prepare()
+
+    class Late(Project):
+        def _open(self, name: str, flags: int) -> int:
+            return os.dup(before) if name == LOCK else super()._open(name, flags)
+
+    with pytest.raises(ProjectError, match="was removed just now"), Late(project.root).lock():
+        pass
+    with project.lock():
+        assert project.running_pid() == os.getpid()
+    os.close(before)

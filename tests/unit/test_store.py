@@ -300,12 +300,38 @@ def test_a_project_keeps_its_image_until_it_is_gone(store: Store, tmp_path: Path
     _, top = build_chain(store)
     project = tmp_path / "project"
     project.mkdir()
-    gc.add_project_root(store, project / "image", top)
+    gc.add_project_root(store, project / "image", top.path)
     assert (project / "image").resolve() == top.path
     assert store.gc().removed == ()
     (project / "image").unlink()
     assert len(store.gc().removed) == 2
     assert list((store.root / "roots").iterdir()) == []
+
+
+def test_a_project_is_known_whatever_its_image(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of a store path, one of an image that nobody keeps and that is gone by now, one that cannot be looked at."""
+    _, top = build_chain(store)
+    links = [tmp_path / f"project{number}" / "image" for number in range(3)]
+    for link, image in zip(links, (top.path, tmp_path / "gone", top.path), strict=True):
+        link.parent.mkdir()
+        gc.add_project_root(store, link, image)
+    real = os.lstat
+
+    def lstat(path: Path) -> os.stat_result:
+        if path == links[2]:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(gc.os, "lstat", lstat)
+    assert sorted(gc.project_links(store)) == links
+    assert store.gc().removed == ()
+    links[1].unlink()
+    links[0].unlink()
+    links[0].parent.rmdir()
+    assert store.gc().removed == ()
+    assert gc.project_links(store) == links[2:]
 
 
 def test_gc_does_not_follow_roots_out_of_the_store(store: Store, tmp_path: Path) -> None:
