@@ -210,8 +210,8 @@ class Session:
     def _run_command(self, defaults: CommandDefaults) -> None:
         if self._ending:
             return
-        if self._request.on_up is not None:
-            self._request.on_up()
+        if self._request.background is not None:
+            self._request.background.up()
             return
         image = self._request.image
         login = self._request.login
@@ -316,7 +316,7 @@ class Session:
 
     def _stop(self) -> None:
         """`airlock stop`: the end that a SIGTERM makes which nobody handles."""
-        self._end(128 + signal.SIGTERM if self._request.on_up is None else 0)
+        self._end(128 + signal.SIGTERM if self._request.background is None else 0)
 
     def _stuck(self) -> None:
         self._die(f"the sandbox has not answered for {self._patience:.0f} seconds and was stopped")
@@ -354,6 +354,8 @@ class Session:
         """A line on stderr for a user who did not ask for silence."""
         if not self._request.quiet and verbosity <= self._request.verbosity:
             tell(text)
+            if self._request.background is not None:
+                self._request.background.told()
 
     def _log(self, header: Header) -> None:
         """airlockd's own messages, from the level on that was asked for."""

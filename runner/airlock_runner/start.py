@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from airlock_runner import approval, daemons, timeline
 from airlock_runner.config import fingerprint
@@ -23,7 +23,6 @@ from airlock_store.errors import AirlockError, ConfigError, noting
 from airlock_store.sizes import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from airlock_runner.config import ProjectConfig
@@ -33,15 +32,24 @@ if TYPE_CHECKING:
     from airlock_store.image import Image
 
 
+class Background(Protocol):
+    """Whoever starts a sandbox that nobody waits for."""
+
+    def up(self) -> None:
+        """Commands can be attached."""
+
+    def told(self) -> None:
+        """Something was said on stderr."""
+
+
 @dataclass(frozen=True, slots=True)
 class StartRequest:
     """What `airlock start` wants. An empty `argv` means the image's command, or a shell.
 
-    With `on_up` there is no command: it is called when commands can be attached, and the sandbox runs until it is
-    stopped. `login`: by the user's login shell. `cwd`: the command's directory in the sandbox, None for ours if it is
-    shared.
-    `states` is where saved machine states are kept, or None for a cold boot. `agreed` is what the config said when
-    `config` was made of it, by `approval.require`.
+    In the `background` there is no command: the sandbox runs until it is stopped. `login`: by the user's login shell.
+    `cwd`: the command's directory in the sandbox, None for ours if it is shared. `states` is where saved machine states
+    are kept, or None for a cold boot. `agreed` is what the config said when `config` was made of it, by
+    `approval.require`.
     """
 
     project: Project
@@ -55,7 +63,7 @@ class StartRequest:
     verbosity: int = 0
     log_level: str = "warning"
     states: States | None = None
-    on_up: Callable[[], None] | None = None
+    background: Background | None = None
     agreed: approval.Settings | None = None
 
 

@@ -6,6 +6,10 @@ import os
 import pty
 import subprocess
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def run(script: str, **stdio: int) -> int:
@@ -38,3 +42,29 @@ def test_nobody_has_to_read_what_is_told() -> None:
     os.close(read)
     assert run("from airlock_runner.stdio import tell; tell('one'); tell('two')", stderr=write) == 0
     os.close(write)
+
+
+def test_the_log_of_a_session_in_the_background_is_bounded(tmp_path: Path) -> None:
+    script = f"""
+import os
+from pathlib import Path
+from airlock_runner import detach
+from airlock_runner.project import Project
+from airlock_runner.stdio import tell
+project = Project(Path({str(tmp_path)!r}))
+project.prepare()
+read, write = os.pipe()
+background = detach._Background(project, write)
+tell("before"); background.told()
+background.up()
+assert os.read(read, 9) == b"y"
+detach.LIMIT = 1000
+for number in range(1000):
+    tell(f"line {{number}}"); background.told()
+"""
+    assert run(script) == 0
+    logs = sorted(tmp_path.glob(".airlock/sandbox/session.log*"))
+    assert [log.name for log in logs] == ["session.log", "session.log.1"]
+    assert all(log.stat().st_size < 1100 for log in logs)
+    last = (logs[1].read_text() + logs[0].read_text()).splitlines()
+    assert last == [f"airlock: line {number}" for number in range(1000 - len(last), 1000)]
