@@ -1,4 +1,4 @@
-"""The host's end of the network port against hostile bytes; `make fuzz` goes on where this ends."""
+"""Both ends of the network against hostile bytes; `make fuzz` goes on where this ends."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "fuzz"))
+import packets
 from network import feed, one_input, seeds
 
 _odd = st.sampled_from(
@@ -52,3 +53,32 @@ def test_requests_with_a_flaw_never_raise(seed: bytes, position: int, flaw: byte
 def test_the_seeds_are_requests() -> None:
     assert feed(seeds()[0][1:]) is None
     assert feed(seeds()[7][1:]) == "protocol error: an answer to call 1, which was not made"
+
+
+_packets = st.builds(
+    lambda seed, position, flaw, cut: (seed[:position] + flaw + seed[position + len(flaw) :])[:cut],
+    st.sampled_from([data for seed in packets.seeds() for kind, data in packets.steps(seed) if not kind]),
+    st.integers(0, 60),
+    st.binary(max_size=3),
+    st.integers(0, 100),
+)
+_steps = st.tuples(st.just(0), _packets | st.binary(max_size=80)) | st.tuples(
+    st.integers(1, len(packets.ANSWERS)), st.just(b"")
+)
+
+
+@settings(max_examples=300)
+@given(st.lists(_steps, max_size=8))
+def test_packets_with_a_flaw_never_raise(steps: list[tuple[int, bytes]]) -> None:
+    packets.feed(steps)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_packets(data: bytes) -> None:
+    packets.one_input(data)
+
+
+def test_the_seeds_are_packets() -> None:
+    """What comes after a SYN that was let through goes to the listener; all others have an answer of airlock0's own."""
+    said = [[len(each) for each in packets.feed(packets.steps(seed))] for seed in packets.seeds()]
+    assert said == [[50, 50], [], [50], [81], [38], [66], [66], [106]]
