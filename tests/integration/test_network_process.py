@@ -24,7 +24,7 @@ from airlock_runner.config.network_model import (
     SocketConfig,
     SocketPair,
 )
-from airlock_runner.net import forwards
+from airlock_runner.net import connection, forwards
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -92,6 +92,15 @@ def resume_host(guest: Guest) -> None:
     guest.host.do(lambda: link.loop.on_readable(link._fd, link._read))
 
 
+def test_the_device_is_the_default_route(guest: Guest) -> None:
+    said = guest.inside.run(
+        "sh", "ip -o address show airlock0; ip route show default; ip -6 route show default"
+    )
+    assert "192.168.77.1/24" in said
+    assert "default via 192.168.77.2 dev airlock0" in said
+    assert said.count("default") == 1
+
+
 # ---- connections
 
 
@@ -101,6 +110,24 @@ def test_a_connection_fails_as_it_did_on_the_host(guest: Guest) -> None:
     with pytest.raises(OSError, match="No route to host") as caught:
         guest.connect(80, "no.such.name.invalid")
     assert caught.value.errno == errno.EHOSTUNREACH
+
+
+def test_what_does_not_answer_is_silent_for_as_long_as_the_program_asks(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host gives up first; the program has its own error, at its own time, and then nothing is kept."""
+    monkeypatch.setattr(connection, "DIAL_SECONDS", 0.0)
+    with socket.socket() as full, socket.socket() as waiting:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        waiting.connect(full.getsockname())
+        with guest.inside.socket() as client:
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_SYNCNT, 1)
+            with pytest.raises(TimeoutError) as caught:
+                client.connect((guest.address("web.test"), full.getsockname()[1]))
+    # The test's own limit would have none.
+    assert caught.value.errno == errno.ETIMEDOUT
+    assert guest.host.records[-1]["error"] == "ETIMEDOUT"
 
 
 def test_a_reset_is_a_reset_on_either_side(guest: Guest) -> None:

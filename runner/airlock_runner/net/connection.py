@@ -70,10 +70,11 @@ class Connection:
         if self._dial is not None:
             self._dial.tick(now)
         if not self._told and self._tickets and now - self._began > RESOLVE_SECONDS:
-            if self._missing:
-                name = next(iter(self._missing))
-                self.record.rule = f"{name} is denied, and could not be looked up"
-            self._fail(errno.ETIMEDOUT)
+            name = next(iter(self._missing), None)
+            denied = f"{name} is denied, and could not be looked up"
+            self.record.rule = "not looked up in time" if name is None else denied
+            # Nobody has been asked to connect: not the silence of a server, in which a program would wait for long.
+            self._fail(errno.EHOSTUNREACH)
         elif not self._told and now - self._began > DIAL_SECONDS:
             self._fail(errno.ETIMEDOUT)
 
