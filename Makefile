@@ -6,14 +6,16 @@ READY := $(VENV)/.ready
 STEP := scripts/step
 AIRLOCK := $(CURDIR)/$(BIN)/airlock
 
-.PHONY: demo test lint unit integration bench fuzz setup packages clean
+.PHONY: demo test lint unit integration bench fuzz setup packages test-packages clean
 .DEFAULT_GOAL := demo
+# One after another, whatever -j says: apt is there once, and machines under TCG take all the processors there are.
+.NOTPARALLEL:
 
 demo: setup
 	@$(STEP) "build the image base" $(AIRLOCK) build base
 	@$(STEP) "run commands in a sandbox" scripts/demo $(AIRLOCK)
 
-test: lint unit integration
+test: test-packages lint unit integration
 
 lint: setup
 	@$(STEP) "ruff check" $(BIN)/ruff check
@@ -21,14 +23,13 @@ lint: setup
 	@$(STEP) "mypy" $(BIN)/mypy
 	@$(STEP) "import rules" $(BIN)/lint-imports --no-logo
 
-unit: setup
+unit: test-packages setup
 	@$(STEP) "unit tests" $(BIN)/pytest tests/unit $(PYTEST_ARGS)
 
-# One after another: machines under TCG take all the processors there are.
-integration: setup
+integration: test-packages setup
 	@$(STEP) "integration tests" $(BIN)/pytest $(wildcard tests/integration tests/security) $(PYTEST_ARGS)
 
-bench: setup
+bench: test-packages setup
 	@for bench in bench/bench_*.py; do $(STEP) "$$bench" $(BIN)/python "$$bench" $(BENCH_ARGS) || exit; done
 
 # Hostile bytes for a bounded time each; a finding fails it and is kept below .fuzz/.
@@ -41,6 +42,9 @@ setup: $(READY)
 # Looked at every time, because packages come and go without make knowing. Takes a moment when nothing is missing.
 packages:
 	@scripts/system-packages
+
+test-packages:
+	@scripts/system-packages test
 
 $(READY): pyproject.toml scripts/venv | packages
 	@$(STEP) "virtual environment in $(VENV)" scripts/venv $(VENV)
