@@ -22,11 +22,10 @@ def explain(error: BaseException) -> int:
         traceback.print_exception(error)
     match error:
         case AirlockError():
-            message = str(error)
-            if isinstance(error, ConfigError) and "\n" in message:
-                # Several problems of one file: each gets a line of its own.
-                message = "".join(f"\n  {line}" for line in message.split("\n"))
-            _say(error.title, message, error.hint)
+            if isinstance(error, ConfigError) and len(error.problems) > 1:
+                _say_several(error)
+            else:
+                _say(error.title, str(error), error.hint)
             return error.exit_code
         case click.UsageError():
             path = error.ctx.command_path if error.ctx else "airlock"
@@ -53,11 +52,27 @@ def explain(error: BaseException) -> int:
 
 
 def _say(title: str, message: str, hint: str | None) -> None:
-    gap = "" if message.startswith("\n") else " "
-    text = f"{_paint(f'{title}:', '1;31')}{gap}{printable(message, LIMIT)}"
-    for line in printable(hint or "", LIMIT).splitlines():
-        text += f"\n  {_paint('hint:', '1')} {line}"
+    click.echo(f"{_title(title)} {printable(message, LIMIT)}{_hint(hint)}", err=True)
+
+
+def _say_several(error: ConfigError) -> None:
+    """A line for each problem, and below it what to do about that one."""
+    text = _title(error.title)
+    for problem in error.problems:
+        if len(text) > LIMIT:
+            text += "\n  and more"
+            break
+        text += f"\n  {printable(str(problem), LIMIT)}{_hint(problem.hint, '    ')}"
     click.echo(text, err=True)
+
+
+def _title(title: str) -> str:
+    return _paint(f"{title}:", "1;31")
+
+
+def _hint(hint: str | None, indent: str = "  ") -> str:
+    lines = printable(hint or "", LIMIT).splitlines()
+    return "".join(f"\n{indent}{_paint('hint:', '1')} {line}" for line in lines)
 
 
 def _paint(text: str, style: str) -> str:

@@ -57,14 +57,12 @@ class ConfigError(AirlockError):
         if len(problems) == 1:
             return problems[0]
         error = cls("\n".join(str(problem) for problem in problems))
-        hints = dict.fromkeys(problem.hint for problem in problems if problem.hint)
-        error.hint = "\n".join(hints) or None
-        error._several = tuple(problems)
+        error._several = tuple(each for problem in problems for each in problem.problems)
         return error
 
     @property
     def problems(self) -> tuple[ConfigError, ...]:
-        """What it is made of: each with its own place."""
+        """What it is made of: each with its own place and hint."""
         return self._several or (self,)
 
 

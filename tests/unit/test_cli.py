@@ -175,7 +175,7 @@ def several() -> ConfigError:
         (
             several(),
             2,
-            "Config error:\n  a.toml:1:1: wrong\n  a.toml:2:1: wrong\n  hint: hint 1\n  hint: hint 2\n",
+            "Config error:\n  a.toml:1:1: wrong\n    hint: hint 1\n  a.toml:2:1: wrong\n    hint: hint 2\n",
         ),
         (PermissionError(13, "Permission denied", "/x"), 1, "Error: /x: Permission denied\n"),
         (KeyboardInterrupt(), 130, ""),
