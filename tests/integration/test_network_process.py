@@ -130,6 +130,28 @@ def test_what_does_not_answer_is_silent_for_as_long_as_the_program_asks(
     assert guest.host.records[-1]["error"] == "ETIMEDOUT"
 
 
+def test_a_program_that_gave_up_connects_anew_from_the_same_port(guest: Guest) -> None:
+    """Also while the old connection is still being made: its SYN would be answered with numbers of another."""
+    address, port = guest.address("web.test"), free_port()
+    guest.host.records.clear()
+    pause_host(guest)
+    with serving(echo) as server:
+        for final in (False, False, True):
+            with guest.inside.socket() as client:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                client.bind(("", port))
+                client.setblocking(False)
+                assert client.connect_ex((address, server)) == errno.EINPROGRESS
+                if final:
+                    resume_host(guest)
+                    client.settimeout(60)
+                    assert select.select([], [client], [], 60)[1]
+                    assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+                    client.sendall(b"hello")
+                    assert client.recv(5, socket.MSG_WAITALL) == b"hello"
+    assert len({each["id"] for each in guest.host.records}) == 3
+
+
 def test_a_reset_is_a_reset_on_either_side(guest: Guest) -> None:
     now = struct.pack("ii", 1, 0)
     seen: list[object] = []

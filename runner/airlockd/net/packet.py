@@ -80,6 +80,11 @@ def tcp_flags(packet: bytes | memoryview) -> int:
     return packet[_FLAGS]
 
 
+def tcp_number(packet: bytes | memoryview) -> bytes:
+    """The sequence number of a TCP packet."""
+    return bytes(packet[HEADER + 4 : HEADER + 8])
+
+
 def checksum(data: bytes | memoryview) -> int:
     """The Internet checksum (RFC 1071)."""
     # The sum of what is not all zero has 0xFFFF as its zero.

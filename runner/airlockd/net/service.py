@@ -193,9 +193,14 @@ class Network:
 
     def _on_syn(self, data: memoryview) -> None:
         tuple_ = packet.tuple_of(data)
-        if self._flows.find(tuple_) is not None:
-            # Asked again while the host dials, or where it timed out.
-            return
+        known = self._flows.find(tuple_)
+        if known is not None:
+            syn = known.state.syn
+            if syn is None or packet.tcp_number(data) == packet.tcp_number(memoryview(syn)[tun.HEADER :]):
+                # Asked again while the host dials, or where it timed out.
+                return
+            # Another connection from the same port: the program has given up the old one.
+            self._drop(known)
         wanted = tuple_[10:12] == _DNS_PORT or not self.full
         flow = self._flows.open(tuple_, None) if wanted else None
         if flow is None:

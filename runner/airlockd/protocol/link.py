@@ -111,7 +111,9 @@ class Link:
                 while self._held and not self.congested:
                     self._held.popleft()()
                 buffers = mux.buffers()
-                mux.written(os.writev(self._fd, [buffers[i] for i in range(min(len(buffers), 64))]))
+                # Those that waited may have had nothing to say after all.
+                if buffers:
+                    mux.written(os.writev(self._fd, [buffers[i] for i in range(min(len(buffers), 64))]))
         except BlockingIOError:
             if mux.output_size > MAX_OUTPUT:
                 self.close("the other end does not read")
