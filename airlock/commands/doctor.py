@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from airlock_store.errors import AirlockError
 from airlock_store.sizes import GIB, MIB, format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from airlock_store.image import Image
 
@@ -38,7 +39,7 @@ class Finding:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(as_json: bool) -> int:
     """Check this machine: QEMU, acceleration, disk, memory, tools. Exit code 1 if sandboxes cannot run here."""
-    findings = [*_machine(), _shares(), _disk(), _memory(), *_builder()]
+    findings = [*_machine(), _shares(), _disk(), _memory(), *_builder(), *_ids()]
     if as_json:
         say_json([asdict(finding) for finding in findings])
     else:
@@ -65,7 +66,11 @@ def _machine() -> Iterator[Finding]:
     chosen, reason = candidates.accelerators[0], candidates.reason
     image = _any_image(arch) if candidates.unproven else None
     if image is not None:
-        verdict = prove(image)
+        try:
+            verdict = prove(image)
+        except AirlockError as error:
+            yield Finding("accelerator", MISSING, f"no guest runs here: {error.message}", error.hint or "")
+            return
         chosen, reason = verdict.accelerator, verdict.reason
     elif candidates.unproven:
         reason = "to be proven by the first start, as there is no image to boot yet"
@@ -87,8 +92,12 @@ def _any_image(arch: str) -> Image | None:
     from airlock_store.image import load_image
     from airlock_store.store import Store
 
-    images = (load_image(found.path) for found in Store.open().images())
-    return next((image for image in images if image.arch == arch), None)
+    for found in Store.open().images():
+        # One that cannot be booted any more is no reason not to look at the rest of the machine.
+        with suppress(AirlockError):
+            if (image := load_image(found.path)).arch == arch:
+                return image
+    return None
 
 
 def _disk() -> Finding:
@@ -126,19 +135,55 @@ def _available_memory() -> int | None:
     return int(found) * 1024 if found else None
 
 
+def _ids() -> Iterator[Finding]:
+    """What an ordinary user needs besides programs to build images."""
+    from airlock_builder.rootfs import ids
+
+    if os.geteuid() == 0:
+        return
+    try:
+        ids.require_range()
+        ids.require_namespace()
+        yield Finding("ids", OK, f"a range of {ids.COUNT} ids for the users of an image")
+    except AirlockError as error:
+        yield Finding("ids", WARNING, f"images cannot be built: {error.message}", error.hint or "")
+
+
 def _builder() -> Iterator[Finding]:
-    from airlock_builder.tools import PACKAGES, find_program
+    from airlock_builder.tools import COMPILING, PACKAGES
+
+    # Cross compilers are for kernels of the other architecture, which run nowhere here.
+    needed = {
+        name: package
+        for name, package in PACKAGES.items()
+        if name not in COMPILING and not name.endswith("-gcc")
+    }
+    missing = _missing(needed)
+    for name, package in missing.items():
+        yield Finding(name, WARNING, f"not installed (package {package}); images cannot be built without it")
+    if missing:
+        yield Finding("builder", WARNING, "tools are missing", _install(missing))
+    else:
+        yield Finding("builder", OK, f"all {len(needed)} tools are here")
+    missing = _missing(COMPILING)
+    if missing:
+        detail = f"{', '.join(missing)} not installed; only recipes that compile their kernel need that"
+        yield Finding("compiler", OK, detail, _install(missing))
+    else:
+        yield Finding("compiler", OK, "kernels can be compiled")
+
+
+def _missing(programs: Mapping[str, str]) -> dict[str, str]:
+    from airlock_builder.tools import find_program
 
     missing = {}
-    for name, package in PACKAGES.items():
+    for name, package in programs.items():
         try:
             find_program(name)
         except AirlockError:
             missing[name] = package
-    for name, package in missing.items():
-        yield Finding(name, WARNING, f"not installed (package {package}); images cannot be built without it")
-    if missing:
-        packages = " ".join(sorted(set(missing.values())))
-        yield Finding("builder", WARNING, "tools are missing", f"apt-get install {packages}")
-    else:
-        yield Finding("builder", OK, f"all {len(PACKAGES)} tools are here")
+    return missing
+
+
+def _install(missing: Mapping[str, str]) -> str:
+    return f"apt-get install {' '.join(sorted(set(missing.values())))}"

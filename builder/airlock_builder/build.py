@@ -86,6 +86,11 @@ def build(plan: Plan, store: Store, reporter: Reporter | None = None) -> BuildRe
     if found := store.find(plan.image_key, plan.image_name):
         realiser.realise(plan.image)
         return BuildResult(found, tuple(realiser.results))
+    if any(step.kind == "rootfs" and not store.find(step.key, step.name) for step in plan.steps):
+        # What is missing for the last of it is better told before the packages are fetched.
+        from airlock_builder.rootfs import mmdebstrap
+
+        mmdebstrap.require()
     with store.in_use():
         image = realiser.realise(plan.image)
     return BuildResult(image, tuple(realiser.results))

@@ -21,28 +21,32 @@ from airlock_store.errors import BuildError, MissingToolError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+COMPILING = {
+    "bc": "bc",
+    "bison": "bison",
+    "flex": "flex",
+    "gcc": "gcc",
+    "make": "make",
+    "strip": "binutils",
+    "xz": "xz-utils",
+}
+"""Those of PACKAGES that only recipes with a compiled kernel need."""
 PACKAGES = {
+    **COMPILING,
     "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu",
     "apt-cache": "apt",
     "apt-config": "apt",
     "apt-get": "apt",
-    "bc": "bc",
-    "bison": "bison",
     "chroot": "coreutils",
     "dpkg-deb": "dpkg",
-    "flex": "flex",
-    "gcc": "gcc",
-    "make": "make",
     "mmdebstrap": "mmdebstrap",
     "mount": "mount",
     "rm": "coreutils",
     "newgidmap": "uidmap",
     "newuidmap": "uidmap",
-    "strip": "binutils",
     "tar": "tar",
     "unshare": "util-linux",
     "x86_64-linux-gnu-gcc": "gcc-x86-64-linux-gnu",
-    "xz": "xz-utils",
 }
 """The Debian package of every program that a step runs from the host."""
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from airlock_builder import tools
 from airlock_builder.plan import DEBIAN_ARCHITECTURES
+from airlock_builder.rootfs import ids
 from airlock_builder.rootfs.fetch import read_packages
 from airlock_builder.rootfs.room import room_for
 from airlock_store.errors import BuildError
@@ -87,14 +88,21 @@ exec chroot "$1" /usr/bin/setpriv --bounding-set "$3" /usr/bin/env -i \
 """
 
 
+def require() -> None:
+    """Raise MissingToolError or BuildError for what this host lacks, and mmdebstrap and its hook need."""
+    for program in ("mmdebstrap", "mount", "unshare"):
+        tools.find_program(program)
+    if os.geteuid() != 0:
+        ids.require_range()
+        ids.require_namespace()
+
+
 def build(work: Work) -> None:
     """Make the tree. Raises ToolError; for a line of the recipe that failed, placed where it is written."""
     repository = work.inputs["packages"].path
     _, epoch = read_packages(repository)
     mode = "root" if os.geteuid() == 0 else "unshare"
-    # What mmdebstrap and its hook start by themselves.
-    for program in ("mount", *(("newuidmap", "newgidmap") if mode == "unshare" else ())):
-        tools.find_program(program)
+    require()
     overlay = work.scratch / "files.tar"
     _write_files(overlay, _OWN_FILES, work.step.payload["files"], epoch)
     run = work.parameters["run"]
