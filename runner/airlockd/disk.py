@@ -38,7 +38,7 @@ def mount(device: str, new: bool) -> None:
     Raises DiskError for a disk that is not airlock's or is cut short: it is never formatted again in silence.
     """
     if new:
-        run(["mke2fs", "-q", "-F", "-t", "ext4", "-L", LABEL, "-m", "0", "-E", _FORMAT, device], device)
+        run(["mke2fs", "-q", "-F", "-t", "ext4", "-L", LABEL, "-m", "0", *_FORMAT, device], device)
     size = _device_size(device)
     superblock = read_superblock(device)
     if superblock.size > size:
@@ -52,8 +52,12 @@ def mount(device: str, new: bool) -> None:
         _grow(size // superblock.block_size)
 
 
-# No journal or inode table is written out ahead: the kernel does it lazily, and the file stays sparse.
-_FORMAT = "lazy_itable_init=1,lazy_journal_init=1,nodiscard"
+_FORMAT = (
+    # No journal or inode table is written out ahead: the kernel does it lazily, and the file stays sparse.
+    *("-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard"),
+    # Of a 10 GB disk, each mount would read 512 blocks of it one by one: a tenth of all that a start costs.
+    *("-O", "^orphan_file"),
+)
 
 
 def read_superblock(device: str) -> Superblock:
