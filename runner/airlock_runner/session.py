@@ -140,6 +140,7 @@ class Session:
             "machine_id": secrets.token_hex(16),
             "root_key": self._request.image.rootfs_key,
             "new_disk": self._new_disk,
+            "disk_size": self._starter.spec.disk.stat().st_size,
             "user": CommandDefaults.of(self._request.image, self._request.config).user,
             "places": self._mounts.places,
         }

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from airlock_runner.boot import Booter, Owner
+from airlock_runner.config import DiskConfig
 from airlock_runner.control import Control
 from airlock_runner.machine import qmp
 from airlock_runner.machine.argv import MachineSpec, Memory, Share
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 RESTORE_SECONDS = 30.0
 """A restored guest answers in a fraction of a second; one that has not by then is given up for a cold boot."""
-TEMPLATE_DISK = 64 * 1024**2
 
 
 class Starter:
@@ -149,7 +149,8 @@ class _Template:
         spec = self._starter.spec
         disk, share = draft.scratch / "disk.img", draft.scratch / "share"
         share.mkdir()
-        for path, size in ((disk, TEMPLATE_DISK), (draft.ram, spec.memory)):
+        # A restored guest has to look again only at a disk of another size than most are.
+        for path, size in ((disk, DiskConfig().size), (draft.ram, spec.memory)):
             path.touch(0o600)
             os.truncate(path, size)
         shares = tuple(Share(offered.tag, share) for offered in spec.shares)

@@ -87,22 +87,20 @@ def find_disk(serial: str) -> str | None:
     return None
 
 
-def detach_disk(serial: str) -> str | None:
-    """Take the driver off the block device with this serial; gives the virtio device's name for `attach_disk`.
+def fit_disk(device: str, size: int) -> str:
+    """The device of a disk that nobody uses yet, once the kernel knows that it has `size` bytes.
 
-    A machine that is saved now may be restored with another disk: its size is read when the driver comes back.
+    A machine that was saved is restored with another disk, and the kernel asks for the size when its driver is bound.
     """
-    device = find_disk(serial)
-    if device is None:
-        return None
-    name = Path(f"/sys/block/{device.removeprefix('/dev/')}/device").resolve().name
-    (_BLOCK_DRIVER / "unbind").write_text(name)
-    return name
-
-
-def attach_disk(name: str) -> None:
-    """Put the driver back on a device that `detach_disk` took it off."""
-    (_BLOCK_DRIVER / "bind").write_text(name)
+    block = f"/sys/class/block/{device.removeprefix('/dev/')}"
+    with open(f"{block}/size", "rb", buffering=0) as file:
+        # In sectors, whatever the device's own are (Linux Documentation/ABI/stable/sysfs-block).
+        if int(file.read()) * 512 == size:
+            return device
+    owner = Path(f"{block}/device").resolve()
+    for order in ("unbind", "bind"):
+        (_BLOCK_DRIVER / order).write_text(owner.name)
+    return f"/dev/{os.listdir(owner / 'block')[0]}"
 
 
 def mount_image(kind: str) -> None:

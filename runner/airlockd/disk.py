@@ -39,8 +39,7 @@ def mount(device: str, new: bool) -> None:
     """
     if new:
         run(["mke2fs", "-q", "-F", "-t", "ext4", "-L", LABEL, "-m", "0", *_FORMAT, device], device)
-    size = _device_size(device)
-    superblock = read_superblock(device)
+    superblock, size = look(device)
     if superblock.size > size:
         raise DiskError(
             f"disk.img is cut short: its filesystem has {superblock.size} bytes, the file has {size}"
@@ -60,12 +59,16 @@ _FORMAT = (
 )
 
 
-def read_superblock(device: str) -> Superblock:
-    """The superblock of airlock's filesystem on `device`. Raises DiskError where something else is there."""
-    with open(device, "rb") as file:
-        file.seek(_SUPERBLOCK)
-        raw = file.read(_SUPERBLOCK_SIZE)
-    return parse_superblock(raw)
+def look(device: str) -> tuple[Superblock, int]:
+    """The superblock of airlock's filesystem on `device`, and the device's size in bytes.
+
+    Raises DiskError where something else is there.
+    """
+    fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return parse_superblock(os.pread(fd, _SUPERBLOCK_SIZE, _SUPERBLOCK)), os.lseek(fd, 0, os.SEEK_END)
+    finally:
+        os.close(fd)
 
 
 def parse_superblock(raw: bytes) -> Superblock:
@@ -135,11 +138,6 @@ def _delete_below(directory: int) -> None:
             os.rmdir(entry.name, dir_fd=directory)
         else:
             os.unlink(entry.name, dir_fd=directory)
-
-
-def _device_size(device: str) -> int:
-    with open(device, "rb") as file:
-        return file.seek(0, os.SEEK_END)
 
 
 def _grow(blocks: int) -> None:

@@ -53,11 +53,13 @@ class Root:
         self._mounts: list[str] = []
         self._directory = -1
 
-    def build(self, root_key: str, places: Sequence[Mapping[str, Any]], user: str, new: bool) -> None:
-        """Assemble everything. `user` is whose home `~` is. Raises DiskError, OSError and ValueError."""
-        device = boot.find_disk("airlock-disk")
-        if device is None:
-            raise disk.DiskError("the machine has no block device airlock-disk")
+    def build(
+        self, device: str, root_key: str, places: Sequence[Mapping[str, Any]], user: str, new: bool
+    ) -> None:
+        """Assemble everything; `device` is the project's disk. `user` is whose home `~` is.
+
+        Raises DiskError, OSError and ValueError.
+        """
         disk.mount(device, new)
         self._mounts.append(disk.DISK)
         reset_overlay(root_key)
@@ -81,7 +83,7 @@ class Root:
                 # Only now: a share may lie below a mask and needs a directory to be mounted on.
                 self._remount(place.target, linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV)
         os.close(self._directory)
-        self.namespace = _enter_later(SANDBOX)
+        self.namespace = _own_namespace(SANDBOX)
 
     def take_down(self) -> None:
         """Unmount so that the disk's filesystem is clean. Call when no process of the sandbox is left."""
@@ -256,9 +258,8 @@ def reset_overlay(root_key: str) -> None:
     The key is written last: where it is missing, the directories are not trusted.
     """
     try:
-        with open(_ROOT_KEY, encoding="utf-8") as file:
-            if file.read() == root_key:
-                return
+        if linux.read_file(_ROOT_KEY) == root_key.encode():
+            return
     except FileNotFoundError:
         pass
     if os.path.lexists(OVERLAY):
@@ -271,32 +272,25 @@ def reset_overlay(root_key: str) -> None:
         os.fsync(file.fileno())
 
 
-def _enter_later(directory: str) -> int:
-    """A mount namespace whose root is the mount at `directory`, as a descriptor for setns."""
-    ready, tell = os.pipe()
-    finish, release = os.pipe()
-    pid = os.fork()
-    if not pid:
+def _own_namespace(directory: str) -> int:
+    """A mount namespace whose root is the mount at `directory`, as a descriptor for setns.
+
+    This process goes there and comes back: it has one thread, and a fork costs more under emulation than all of this.
+    """
+    here, numbers = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC), os.open("/proc", os.O_PATH)
+    try:
+        linux.unshare(linux.CLONE_NEWNS)
         try:
-            linux.unshare(linux.CLONE_NEWNS)
             linux.mount("", "/", "", linux.MS_REC | linux.MS_PRIVATE)
             os.chdir(directory)
             linux.mount(".", "/", "", linux.MS_MOVE)
             os.chroot(".")
             # As systemd leaves it: containers expect a root whose mounts propagate.
             linux.mount("", "/", "", linux.MS_REC | linux.MS_SHARED)
-            os.write(tell, b"y")
-            os.close(release)
-            os.read(finish, 1)
+            return os.open("self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=numbers)
         finally:
-            os._exit(0)
-    os.close(tell)
-    os.close(finish)
-    try:
-        if not os.read(ready, 1):
-            raise OSError("the sandbox's mount namespace could not be made")
-        return os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+            # Its root and working directory are then that namespace's root (setns(2)).
+            linux.setns(here, linux.CLONE_NEWNS)
     finally:
-        os.close(ready)
-        os.close(release)
-        os.waitpid(pid, 0)
+        os.close(here)
+        os.close(numbers)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from airlockd import files
     from airlockd.protocol.mux import Message
 
-VERSION = 8
+VERSION = 9
 """Of the calls below; the host refuses an image whose airlockd speaks another."""
 GRACE = 2.0
 """Seconds that processes left over at shutdown have between SIGTERM and SIGKILL."""
@@ -48,7 +48,7 @@ def main() -> NoReturn:
         control = boot.open_port("airlock.control")
         # Held open from the beginning: a port has one opener, and that is never somebody else.
         network = start_network(boot.open_port("airlock.network"), control)
-        Supervisor(control, network, boot.detach_disk("airlock-disk")).run()
+        Supervisor(control, network, boot.find_disk("airlock-disk")).run()
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
@@ -117,9 +117,13 @@ class Supervisor:
         entropy.reseed(payload)
         time.clock_settime_ns(time.CLOCK_REALTIME, header["time"])
         linux.set_hostname(header["hostname"])
-        if self._disk_device is not None:
-            boot.attach_disk(self._disk_device)
-        self._root.build(header["root_key"], header["places"], str(header["user"]), bool(header["new_disk"]))
+        identity.scatter_pids()
+        if self._disk_device is None:
+            raise disk.DiskError("the machine has no block device airlock-disk")
+        device = boot.fit_disk(self._disk_device, int(header["disk_size"]))
+        self._root.build(
+            device, header["root_key"], header["places"], str(header["user"]), bool(header["new_disk"])
+        )
         identity.write(SANDBOX, header["hostname"], header["machine_id"])
         if self._root.files:
             # Costs a moment that starts without files need not wait for.

@@ -9,6 +9,8 @@ import os
 import stat
 from typing import TYPE_CHECKING, NamedTuple
 
+from airlockd import linux
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -111,7 +113,12 @@ def _groups(name: str, lines: list[str]) -> list[int]:
 
 def _lines(path: str, opener: Callable[[str, int], int] | None) -> list[str]:
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape", opener=opener) as file:
-            return file.read(_LIMIT).splitlines()
+        fd = (opener or os.open)(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return []
+    try:
+        return linux.read_all(fd, _LIMIT).decode("utf-8", "surrogateescape").split("\n")
+    except OSError:
+        return []
+    finally:
+        os.close(fd)
