@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from airlock_runner.config import load_config
 from airlock_runner.machine import accel
 from airlock_runner.machine.argv import Share
 from airlock_runner.machine.qemu import find_qemu
-from airlock_runner.machine.states import DEVICE, MANIFEST, RAM, States, state_key
+from airlock_runner.machine.states import DEVICE, MANIFEST, RAM, States, digest_sparse, state_key
 from airlock_runner.mounts import PROJECT
 from airlock_runner.shape import machine_spec
 
@@ -81,38 +82,63 @@ def test_cold_means_cold(airlock: Airlock, project: Path, state: Path) -> None:
     assert state.stat().st_mtime_ns == used
 
 
-DRAWS = r"""
-    od -An -N16 -tx1 /dev/urandom
-    cat /proc/sys/kernel/random/boot_id
-    cat /proc/sys/kernel/random/uuid
-    cat /etc/machine-id
-    hostname
-    awk '/\[stack\]/ { print $1 }' /proc/self/maps
-    mktemp -u XXXXXXXXXXXX
-    bash -c 'echo $RANDOM$RANDOM$RANDOM'
-    perl -MSocket -e '
-        socket(L, 2, 1, 6); bind(L, sockaddr_in(7777, INADDR_LOOPBACK)); listen(L, 1); socket(C, 2, 1, 6);
-        bind(C, sockaddr_in(5555, INADDR_LOOPBACK)); connect(C, sockaddr_in(7777, INADDR_LOOPBACK)) or die;
-        setsockopt(C, 6, 19, 1) or die; setsockopt(C, 6, 20, 2); print unpack("L", getsockopt(C, 6, 21)), "\n"'
+RECIPE = """
+[recipe]
+name = "draws-test"
+extends = "base"
+[rootfs]
+packages = ["openssh-client", "python3"]
 """
-"""What a program finds random or unique. The last is TCP's sequence number, through TCP_REPAIR (linux/tcp.h)."""
+DRAWS = r"""
+import os, random, socket, subprocess, tempfile, uuid
+
+def sequence_number(port):
+    with socket.socket() as client:
+        client.bind(("127.0.0.1", port))
+        client.connect(("127.0.0.1", 7777))
+        for option, value in ((19, 1), (20, 2)):  # TCP_REPAIR, and of its queues the one for sending (linux/tcp.h)
+            client.setsockopt(socket.IPPROTO_TCP, option, value)
+        return client.getsockopt(socket.IPPROTO_TCP, 21) % 2**32
+
+listener = socket.create_server(("127.0.0.1", 7777))
+print("sequence-numbers", ",".join(str(sequence_number(port)) for port in range(5000, 5008)))
+print("pid", os.getppid())
+print("urandom", os.urandom(16).hex())
+print("getrandom", os.getrandom(16).hex())
+print("random", random.getrandbits(64))
+print("hash", hash("a string"))
+print("uuid4", uuid.uuid4())
+print("name", tempfile.mktemp())
+for name in ("/etc/machine-id", "/proc/sys/kernel/random/boot_id", "/proc/sys/kernel/random/uuid"):
+    print(name, open(name).read())
+print("hostname", socket.gethostname())
+for line in open("/proc/self/maps"):
+    if line.split()[-1] in ("[stack]", "[heap]", "[vdso]"):
+        print(line.split()[-1], line.split()[0])
+subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", "/tmp/host_key"], check=True)
+print("ssh", open("/tmp/host_key.pub").read())
+"""
+"""What a program finds random or unique: a line for each, its name first."""
 
 
-def test_two_sandboxes_of_one_state_have_nothing_random_in_common(
-    airlock: Airlock, tmp_path: Path, state: Path
-) -> None:
+def test_two_sandboxes_of_one_state_have_nothing_random_in_common(airlock: Airlock, tmp_path: Path) -> None:
+    (tmp_path / "draws.toml").write_text(RECIPE)
     drawn = []
     for name in ("one", "two"):
         project = tmp_path / name
         project.mkdir()
-        (project / "airlock.toml").write_text('[vm]\nimage = "base"\nmemory = "384 MB"\ncpus = 1\n')
-        done = airlock("start", "-v", "--", "sh", "-c", DRAWS, cwd=project)
+        (project / "draws.py").write_text(DRAWS)
+        (project / "airlock.toml").write_text('[vm]\nimage = "../draws.toml"\nmemory = "512 MB"\ncpus = 1\n')
+        done = airlock("start", "-v", "--", "sh", "-c", "python3 draws.py; exit $?", cwd=project)
         assert done.returncode == 0, done.stderr
         assert COLD not in done.stderr
-        drawn.append(done.stdout.decode().splitlines())
-    assert len(drawn[0]) == len(drawn[1]) == 9
-    same = [first for first, second in zip(*drawn, strict=True) if first == second]
-    assert same == []
+        drawn.append(dict(line.split(" ", 1) for line in done.stdout.decode().splitlines() if line))
+    assert len(drawn[0]) == len(drawn[1]) == 16
+    numbers = [[int(word) for word in each["sequence-numbers"].split(",")] for each in drawn]
+    assert [what for what in drawn[0] if drawn[0][what] == drawn[1][what]] == []
+    # A sequence number is the time plus a hash with a secret: with one secret for both, the hashes would differ alike.
+    apart = [[(number - each[0]) % 2**32 for number in each[1:]] for each in numbers]
+    assert any(2**28 < (a - b) % 2**32 < 2**32 - 2**28 for a, b in zip(*apart, strict=True))
 
 
 def test_the_clock_is_right_and_timers_run(airlock: Airlock, project: Path, state: Path) -> None:
@@ -148,6 +174,21 @@ def flip(path: Path, at: int) -> None:
         file.write(bytes([byte[0] ^ 4]))
 
 
+def vouch(state: Path) -> None:
+    """Have the digests be those of what is there, so that only QEMU and the guest can tell that it is wrong."""
+    values = json.loads((state / MANIFEST).read_text())
+    for name in (RAM, DEVICE):
+        with (state / name).open("rb") as file:
+            values[name] = digest_sparse(file.fileno())
+    (state / MANIFEST).write_text(json.dumps(values))
+
+
+def blank(path: Path) -> None:
+    size = path.stat().st_size
+    os.truncate(path, 0)
+    os.truncate(path, size)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -157,8 +198,19 @@ def flip(path: Path, at: int) -> None:
         lambda state: flip(state / RAM, 200 << 20),
         lambda state: (state / DEVICE).write_bytes(b"QEVM from another QEMU" * 1000),
         lambda state: (state / MANIFEST).unlink(),
+        lambda state: ((state / DEVICE).write_bytes(b"QEVM from another QEMU" * 1000), vouch(state)),
+        lambda state: (blank(state / RAM), vouch(state)),
     ],
-    ids=["device cut short", "RAM cut short", "device bit", "RAM bit", "another QEMU", "no manifest"],
+    ids=[
+        "device cut short",
+        "RAM cut short",
+        "device bit",
+        "RAM bit",
+        "another QEMU",
+        "no manifest",
+        "another QEMU with the right digest",
+        "no RAM with the right digest",
+    ],
 )
 def test_a_bad_state_is_dropped_and_the_start_works(
     airlock: Airlock, project: Path, state: Path, own_states: Path, damage: Callable[[Path], object]
@@ -206,6 +258,15 @@ def test_two_first_starts_race(airlock: Airlock, tmp_path: Path, state: Path, ow
     for process in starts:
         out, _ = process.communicate(timeout=300)
         assert (process.returncode, out) == (0, b"good\n")
+
+
+def test_a_state_may_be_deleted_while_a_sandbox_runs_on_it(project: Path, state: Path) -> None:
+    with running(project) as sandbox:
+        States(state.parent).drop(state.name)
+        # Pages that were not touched yet come from the file now.
+        assert sandbox.sh("cat /proc/kallsyms | wc -l; find /proc/sys -type f | wc -l; echo good").endswith(
+            "good\n"
+        )
 
 
 def test_sandboxes_do_not_write_to_the_state(airlock: Airlock, project: Path, state: Path) -> None:
