@@ -25,6 +25,7 @@ from airlock_builder.build import build, plan
 from airlock_builder.pack.toolbox import Toolbox
 from airlock_builder.realise import Realiser, Silent
 from airlock_store.errors import AirlockError, BuildError
+from airlock_store.image import load_image
 from airlock_store.store import Store
 
 if TYPE_CHECKING:
@@ -276,6 +277,18 @@ def test_an_ordinary_user_builds_the_same_bytes(
             assert built[kind].name == mine.path.name
             assert (built[kind] / "store.json").read_bytes() == (mine / "store.json").read_bytes(), kind
             assert Store(other.root).verify(next(p for p in other.paths() if p.path == built[kind])) == ()
+
+
+def test_the_recipe_of_the_manual_builds(store: Store, tmp_path: Path) -> None:
+    """As it stands there: in the user's own store, so that only the first run takes its time."""
+    manual = Path(__file__).resolve().parents[2] / "docs" / "recipes.md"
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(manual.read_text().partition("```toml\n")[2].partition("```")[0])
+    image = load_image(build(plan(str(recipe)), store).image.path)
+    assert (image.name, image.vm.cpus, image.env) == ("mine", 2, {"EDITOR": "nano"})
+    assert "docker" in image.features
+    read = debugfs(toolbox_of(store), image.rootfs)
+    assert read("cat /home/worker/greeting") == "good day\n"
 
 
 # What goes wrong
