@@ -23,7 +23,7 @@ def main() -> int:
             # One and two processors in turn: the hang that FACTS.md describes depended on it.
             (Path(directory) / "airlock.toml").write_text(CONFIG.format(cpus=1 + number % 2))
             done = subprocess.run(
-                [AIRLOCK, "start", "--accel", "tcg", "-v", "--", "true"],
+                [AIRLOCK, "start", "--cold", "--accel", "tcg", "-v", "--", "true"],
                 cwd=directory,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
