@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 KINDS = ("share", "cache", "bind", "file", "mask")
 """In the order in which they are mounted at one and the same place: what hides comes last."""
@@ -26,12 +26,19 @@ class Place(NamedTuple):
     virtiofs: bool = False
 
 
-def arrange(asked: Sequence[Mapping[str, Any]], home: str) -> list[Place]:
+def arrange(
+    asked: Sequence[Mapping[str, Any]], home: str, real: Callable[[str], str] = lambda path: path
+) -> list[Place]:
     """The places, outer ones first, so that each finds what it lies in already mounted. `~` is `home`.
 
-    Raises ValueError and KeyError for what no host asks.
+    `real` gives the path without symlinks: /lib/x lies in /usr/lib. Raises ValueError and KeyError for what no host
+    asks.
     """
-    return sorted((_place(each, home) for each in asked), key=_depth)
+
+    def depth(place: Place) -> tuple[int, int]:
+        return real(place.target).count("/"), KINDS.index(place.kind)
+
+    return sorted((_place(each, home) for each in asked), key=depth)
 
 
 def expand(path: str, home: str) -> str:
@@ -55,7 +62,3 @@ def _place(asked: Mapping[str, Any], home: str) -> Place:
         kind, target, bool(asked.get("read_only")), str(asked.get("tag", "")), directory, file,
         asked.get("filesystem") == "virtiofs",
     )  # fmt: skip
-
-
-def _depth(place: Place) -> tuple[int, int]:
-    return place.target.count("/"), KINDS.index(place.kind)

@@ -75,7 +75,7 @@ class Root:
         self._mount(USERDATA, "/airlock/disk", "", linux.MS_BIND)
         account = self._account(user)
         self.home = account.home
-        arranged = arrange(places, account.home)
+        arranged = arrange(places, account.home, self._real)
         for place in arranged:
             self._put(place, account)
         for place in arranged:
@@ -102,6 +102,21 @@ class Root:
                 os.sync()
                 linux.unmount(target, linux.MNT_DETACH)
         os.sync()
+
+    def _real(self, target: str) -> str:
+        """`target` without the symlinks on its way that are there before anything is mounted."""
+        there, missing = target, ""
+        while True:
+            try:
+                fd = linux.open_in_root(self._directory, there or "/", os.O_PATH)
+            except OSError:
+                there, _, name = there.rpartition("/")
+                missing = f"/{name}{missing}"
+                continue
+            try:
+                return os.readlink(f"/proc/self/fd/{fd}").removeprefix(SANDBOX) + missing
+            finally:
+                os.close(fd)
 
     def _account(self, name: str) -> User:
         def opener(path: str, _flags: int) -> int:

@@ -22,6 +22,12 @@ target = "/srv/outer/inner"
 [mounts.outer]
 source = "{shared}/outer"
 target = "/srv/outer"
+[mounts.inner-by-a-symlink]
+source = "{shared}/inner"
+target = "/lib/outer/inner"
+[mounts.outer-of-that]
+source = "{shared}/outer"
+target = "/usr/lib/outer"
 [mounts.fixed]
 source = "{shared}/fixed"
 target = "~/fixed"
@@ -63,6 +69,8 @@ def test_mounts_are_where_they_belong_in_any_order(sandbox: Running) -> None:
     assert sandbox.sh("cat /srv/outer/name /srv/outer/inner/name ~/fixed/name").split() == [
         "outer", "inner", "fixed",
     ]  # fmt: skip
+    # Debian's /lib is a symlink to usr/lib.
+    assert sandbox.sh("cat /usr/lib/outer/name /usr/lib/outer/inner/name").split() == ["outer", "inner"]
 
 
 def test_host_and_guest_see_each_others_writes(sandbox: Running, shared: Path) -> None:

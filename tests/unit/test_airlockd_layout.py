@@ -28,6 +28,17 @@ def test_outer_places_come_first_in_any_order_of_declaration() -> None:
         ]  # fmt: skip
 
 
+def test_what_lies_in_another_place_by_a_symlink_comes_after_it() -> None:
+    asked = [{"kind": "share", "target": path} for path in ("/lib/a/b", "/usr/lib/a", "/usr/lib/a/b/c")]
+
+    def real(path: str) -> str:
+        return f"/usr{path}" if path.startswith("/lib/") else path
+
+    for order in permutations(asked):
+        places = [place.target for place in arrange(order, "/", real)]
+        assert places == ["/usr/lib/a", "/lib/a/b", "/usr/lib/a/b/c"]
+
+
 @pytest.mark.parametrize(("home", "target"), [("/", "/x"), ("/root", "/root/x"), ("/home/me/", "/home/me/x")])
 def test_a_tilde_is_the_users_home(home: str, target: str) -> None:
     (place,) = arrange([{"kind": "mask", "target": "~/x"}], home)
