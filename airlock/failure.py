@@ -39,6 +39,8 @@ def explain(error: BaseException) -> int:
             return PIPE_CLOSED
         case click.ClickException():
             _say("Error", error.format_message(), None)
+        case FileNotFoundError() if not _here():
+            _say("Error", "the directory that airlock was started in is gone", "change to one that is there")
         case OSError() if error.strerror:
             where = f"{error.filename}: " if error.filename else ""
             _say("Error", f"{where}{error.strerror}", "AIRLOCK_TRACEBACK=1 shows what airlock was doing")
@@ -49,6 +51,14 @@ def explain(error: BaseException) -> int:
             _say("Internal error", f"{type(error).__name__}: {error}", hint)
             return INTERNAL
     return FAILED
+
+
+def _here() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _say(title: str, message: str, hint: str | None) -> None:

@@ -49,5 +49,5 @@ Options:
   -h, --help     Print this, or the help of a command.
 
 Example:
-  airlock start -- make test
+  airlock start -- uname -a
 """

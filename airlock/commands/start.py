@@ -30,7 +30,7 @@ image = "base"
     "start",
     examples=[
         "airlock start",
-        "airlock start -- make test",
+        "airlock start -- uname -a",
         "echo data | airlock -q start -- sha256sum",
         "airlock start --image ./my-image.toml -- uname -r",
     ],
@@ -135,7 +135,9 @@ def _require_config(root: Path) -> None:
             (root / CONFIG_NAME).write_text(NEW_CONFIG)
             return
     raise UsageError(
-        f"{NO_CONFIG} in {root}", hint='start airlock where the project is, or write one: [vm] image = "base"'
+        f"{NO_CONFIG} in {root}",
+        hint="start airlock where the project is, or make one: "
+        """printf '[vm]\\nimage = "base"\\n' > airlock.toml""",
     )
 
 

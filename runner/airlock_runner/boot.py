@@ -168,7 +168,9 @@ class Booter:
 
     def _fail(self, message: str, console: str = "") -> None:
         shown = f"\nThe last lines of its console:\n{last_lines(console)}" if console.strip() else ""
-        self._owner.on_failure(MachineError(f"the sandbox could not start: {message}{shown}"))
+        asked = self.plan.accelerators[0]
+        hint = None if asked == "tcg" else f"--accel tcg runs without {asked}, though slower"
+        self._owner.on_failure(MachineError(f"the sandbox could not start: {message}{shown}", hint=hint))
 
     def _settled(self) -> None:
         for timer in self._timers:

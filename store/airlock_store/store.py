@@ -246,12 +246,12 @@ class Store:
 
     def _unusable(self, error: OSError) -> StoreError:
         where = error.filename or self.root
+        elsewhere = "Set AIRLOCK_STORE to a directory that you may write."
         hints = {
             errno.ENOSPC: "Free some space (`airlock store gc`), or set AIRLOCK_STORE to a directory on another disk.",
             errno.EDQUOT: "Your quota is used up: free some space, or set AIRLOCK_STORE to a directory elsewhere.",
-            errno.EACCES: "Set AIRLOCK_STORE to a directory that you may write.",
-            errno.EPERM: "Set AIRLOCK_STORE to a directory that you may write.",
-            errno.EROFS: "Set AIRLOCK_STORE to a directory that you may write.",
+            **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), elsewhere),
+            **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.EEXIST), elsewhere),
         }
         reason = os.strerror(error.errno) if error.errno else str(error)
         return StoreError(f"the store cannot be used: {where}: {reason}", hint=hints.get(error.errno or 0))

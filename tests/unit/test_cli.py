@@ -131,6 +131,19 @@ def test_a_mistake_is_answered_on_stderr_with_its_exit_code(
     assert "Traceback" not in captured.err
 
 
+@pytest.mark.parametrize("words", ["start", "show", "exec true", "build", "config show", "rm", "stop"])
+def test_a_directory_that_is_gone(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert run(words.split()) == 1
+    assert capsys.readouterr().err == (
+        "Error: the directory that airlock was started in is gone\n  hint: change to one that is there\n"
+    )
+
+
 def test_start_in_a_directory_that_a_sandbox_needs_itself(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
