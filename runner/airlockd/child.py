@@ -145,6 +145,21 @@ def probe(kind: str, value: str, namespace: int) -> int:
         os._exit(code)
 
 
+def group(name: str, pid: int) -> None:
+    """Put a daemon into a control group of its own, below the first one.
+
+    In the first one there are no limits to be seen, from which Docker concludes that the kernel cannot limit swap, and
+    warns at each container. The sandbox can stand in the way; the daemon then stays where it is.
+    """
+    path = f"/sys/fs/cgroup/daemon-{name}"
+    try:
+        os.makedirs(path, exist_ok=True)
+        with open(f"{path}/cgroup.procs", "w", encoding="ascii") as file:
+            file.write(str(pid))
+    except OSError:
+        pass
+
+
 def null_outputs() -> tuple[int, int]:
     """For a probe's command, whose words nobody wants. The caller closes them."""
     fd = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)

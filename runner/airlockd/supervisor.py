@@ -350,6 +350,7 @@ class _World:
             self._logs[spec.name] = self._child.Logs(SANDBOX, spec.name)
         stdout, stderr = self._logs[spec.name].fds
         pid = self._fork(spec, spec.argv, spec.cwd, (stdout, stderr), on_started)
+        self._child.group(spec.name, pid)
         self._supervisor._by_pid[pid] = on_exit
         return pid
 

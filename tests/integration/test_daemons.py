@@ -33,12 +33,12 @@ def test_they_start_in_order_and_the_command_after_them(
     write_config(project, ORDERED)
     script = (
         "cd /airlock/daemons; cat first/stdout.log first/stderr.log second/stdout.log;"
-        "grep CapBnd /proc/$(pgrep -n sleep)/status"
+        "cat /proc/$(pgrep -n sleep)/cgroup; grep CapBnd /proc/$(pgrep -n sleep)/status"
     )
     done = airlock("start", "--", "sh", "-ec", script, cwd=project)
     assert done.returncode == 0, done.stderr
     *lines, bounding = done.stdout.decode().splitlines()
-    assert lines == ["out", "err", "yes", "hello second", "0", "/usr"]
+    assert lines == ["out", "err", "yes", "hello second", "0", "/usr", "0::/daemon-second"]
     assert not int(bounding.split()[1], 16) & 1 << 21, "a hardened daemon has CAP_SYS_ADMIN"
     said = [line for line in done.stderr.decode().splitlines() if "daemon" in line]
     assert said == [

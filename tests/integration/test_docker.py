@@ -179,6 +179,8 @@ def test_a_container_runs_and_the_daemon_is_as_it_should_be(sandbox: Running) ->
     assert (info["Driver"], dict(info["DriverStatus"])["Backing Filesystem"]) == ("overlay2", "extfs")
     assert any("seccomp" in option for option in info["SecurityOptions"])
     assert (info["CgroupVersion"], info["DockerRootDir"]) == ("2", "/var/lib/docker")
+    # Docker misses nothing.
+    assert not info["Warnings"]
     # The recipe's 2 GB, less what the kernel takes.
     assert 1_800_000_000 < info["MemTotal"] <= 2 << 30
     assert sandbox.sh(
