@@ -130,11 +130,11 @@ class Project:
             ) from error
 
     @contextmanager
-    def lock(self) -> Iterator[int]:
+    def lock(self, advice: str = "run a command in it with `airlock exec`") -> Iterator[int]:
         """Hold the project for one start; gives the lock's descriptor, which QEMU inherits.
 
         So the lock is free only when the machine is gone too, also after a SIGKILL of the session.
-        Raises ProjectError that names the process that holds it.
+        Raises ProjectError that names the process that holds it, with `advice` where that is a running sandbox.
         """
         with self._writing(LOCK):
             fd = self._open(LOCK, os.O_RDWR | os.O_CREAT)
@@ -144,7 +144,7 @@ class Project:
                 if holder is not None and _alive(holder):
                     raise ProjectError(
                         f"the sandbox of {self.root} is already running (pid {holder})",
-                        hint="run a command in it with `airlock exec`",
+                        hint=advice,
                     )
                 if not _lock_soon(fd):
                     holder = _read_pid(fd)
@@ -224,7 +224,7 @@ class Project:
     def remove(self) -> None:
         """Delete the sandbox with its disk. Raises ProjectError while it runs."""
         _check_directory(self.directory)
-        with self.lock():
+        with self.lock("end it first with `airlock stop`"):
             shutil.rmtree(self.directory)
 
     def ensure_disk(self, size: int) -> tuple[Path, bool]:

@@ -169,8 +169,9 @@ def test_a_disk_is_sparse_and_only_kept_once_formatted(project: Project) -> None
 def test_remove_takes_everything_but_not_while_it_runs(project: Project) -> None:
     project.ensure_disk(MIB)
     with hold(project):
-        with pytest.raises(ProjectError, match="already running"):
+        with pytest.raises(ProjectError, match="already running") as caught:
             project.remove()
+        assert caught.value.hint == "end it first with `airlock stop`"
         assert project.directory.exists()
     project.remove()
     assert not project.directory.exists()
