@@ -61,7 +61,8 @@ def connect(project: Project | None) -> int:
     try:
         if project is None:
             raise FileNotFoundError
-        return connect_in(project.directory, SOCKET).detach()
+        with project.at() as directory:
+            return connect_in(directory, SOCKET).detach()
     except OSError:
         where = f"in {project.root}" if project is not None else f"for {Path.cwd()} or above it"
         raise NotRunningError(f"no running VM {where}", hint="start one with `airlock start`") from None

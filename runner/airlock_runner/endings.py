@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from airlock_runner.project import ProjectError
 from airlock_runner.text import last_lines, one_line, panic_reason
 from airlock_store.errors import MachineError
 
@@ -30,8 +31,12 @@ def with_console(what: str, machine: Machine | None, project: Project) -> Machin
     console = machine.tail if machine is not None else ""
     if not console.strip():
         return MachineError(what)
-    path = project.write_console(console)
-    return MachineError(f"{what}\nThe last lines of its console (all of it: {path}):\n{last_lines(console)}")
+    try:
+        kept = f" (all of it: {project.write_console(console)})"
+    except (OSError, ProjectError):
+        # A full disk, for one, which may be what it died of.
+        kept = ""
+    return MachineError(f"{what}\nThe last lines of its console{kept}:\n{last_lines(console)}")
 
 
 def refused(message: str) -> MachineError:

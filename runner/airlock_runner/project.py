@@ -40,6 +40,7 @@ RESERVED_PLACES = (
 """What a sandbox has of its own and cannot do without: the project is shared at its own path and would hide it."""
 KEPT = 20
 """Files of one name that are kept for the user to look at."""
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _STATE_LIMIT = 64 * 1024
 _ORPHAN_PATIENCE = 10.0
 
@@ -165,12 +166,16 @@ class Project:
 
     def _is_at(self, fd: int, name: str) -> bool:
         """Whether this is still the file of that name."""
-        ours = os.fstat(fd)
+        ours, there = os.fstat(fd), self._look_at(name)
+        return there is not None and (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino)
+
+    def wait_until_free(self) -> None:
+        """Return when neither session nor machine is left: they hold the lock for as long as they live."""
+        fd = self._open(LOCK, os.O_RDWR)
         try:
-            there = os.lstat(self.directory / name)
-        except FileNotFoundError:
-            return False
-        return (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino)
+            fcntl.flock(fd, fcntl.LOCK_SH)
+        finally:
+            os.close(fd)
 
     def running_pid(self) -> int | None:
         """The pid of the session that runs the sandbox, or None."""
@@ -193,7 +198,7 @@ class Project:
             fd = self._open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             with open(fd, "w", encoding="utf-8") as file:
                 json.dump(asdict(state), file)
-            os.rename(self.directory / temporary, self.directory / STATE)
+            self._rename(temporary, STATE)
 
     def read_state(self) -> State | None:
         """What the last start wrote, or None where there is nothing of use."""
@@ -209,11 +214,8 @@ class Project:
         state = self.read_state()
         if state is None:
             return None
-        try:
-            disk = os.lstat(self.directory / DISK)
-            used, size = disk.st_blocks * 512, disk.st_size
-        except OSError:
-            used, size = 0, state.disk_size
+        disk = self._look_at(DISK)
+        used, size = (disk.st_blocks * 512, disk.st_size) if disk else (0, state.disk_size)
         return SandboxStatus(
             path=self.root, running_pid=self.running_pid(), image_name=state.image_name,
             image_path=state.image_path, cpus=state.cpus, memory=state.memory,
@@ -224,8 +226,8 @@ class Project:
     def remove(self) -> None:
         """Delete the sandbox with its disk. Raises ProjectError while it runs."""
         _check_directory(self.directory)
-        with self.lock("end it first with `airlock stop`"):
-            shutil.rmtree(self.directory)
+        with self.lock("end it first with `airlock stop`"), self._outer() as outer:
+            shutil.rmtree(DIRECTORY.name, dir_fd=outer)
 
     def ensure_disk(self, size: int) -> tuple[Path, bool]:
         """The disk's file with at least `size` bytes, sparse; and whether it is new and has to be formatted.
@@ -234,9 +236,8 @@ class Project:
         that the next would trust.
         """
         path = self.directory / DISK
-        try:
-            present = os.lstat(path)
-        except FileNotFoundError:
+        present = self._look_at(DISK)
+        if present is None:
             with self._writing(NEW_DISK):
                 fd = self._open(NEW_DISK, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
                 os.ftruncate(fd, size)
@@ -259,18 +260,16 @@ class Project:
 
     def keep_disk(self) -> None:
         """The new disk is formatted: give it its name."""
-        os.rename(self.directory / NEW_DISK, self.directory / DISK)
+        self._rename(NEW_DISK, DISK)
 
     def disk_size(self) -> int | None:
         """Bytes of the disk's file, or None where there is none yet."""
-        try:
-            return os.lstat(self.directory / DISK).st_size
-        except FileNotFoundError:
-            return None
+        present = self._look_at(DISK)
+        return present.st_size if present is not None else None
 
     def drop_disk(self) -> None:
         """Delete the disk and all that is on it."""
-        (self.directory / DISK).unlink(missing_ok=True)
+        self.forget(DISK)
 
     def write_console(self, text: str) -> Path:
         """Keep a dead machine's console for the user to read."""
@@ -305,15 +304,9 @@ class Project:
 
     def rotate(self, *names: str) -> None:
         """Give each of these files the next one's name; the last is lost. Those that are not there are left out."""
-        directory = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            for younger, older in reversed(list(pairwise(names))):
-                try:
-                    os.rename(younger, older, src_dir_fd=directory, dst_dir_fd=directory)
-                except FileNotFoundError:
-                    continue
-        finally:
-            os.close(directory)
+        for younger, older in reversed(list(pairwise(names))):
+            with suppress(FileNotFoundError):
+                self._rename(younger, older)
 
     def keep(self, name: str, data: bytes | bytearray) -> Path:
         """Put something of the user's beside the disk, as a new file of its own; gives its path.
@@ -332,18 +325,56 @@ class Project:
             return self.directory / f"{name}.kept-{number}"
         raise FileExistsError(errno.EEXIST, f"there are {KEPT} already", name)
 
-    def _open(self, name: str, flags: int) -> int:
-        directory = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    def forget(self, name: str) -> None:
+        """Delete the file `name` beside the disk, if it is there."""
+        with self.at() as directory, suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=directory)
+
+    @contextmanager
+    def at(self) -> Iterator[int]:
+        """The directory where the sandbox's files lie, as a descriptor, found by no symlink.
+
+        Root in a sandbox without hardening can put one on the way while it runs. Raises OSError.
+        """
+        with self._outer() as outer:
+            directory = os.open(DIRECTORY.name, _DIRECTORY, dir_fd=outer)
         try:
-            fd = os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o600, dir_fd=directory)
-        except OSError as error:
-            if error.errno in (errno.ELOOP, errno.ENXIO):
-                raise ProjectError(
-                    f"{self.directory / name} is not a regular file", hint="remove it"
-                ) from error
-            raise
+            yield directory
         finally:
             os.close(directory)
+
+    @contextmanager
+    def _outer(self) -> Iterator[int]:
+        outer = os.open(self.root / DIRECTORY.parent, _DIRECTORY)
+        try:
+            yield outer
+        finally:
+            os.close(outer)
+
+    def _look_at(self, name: str) -> os.stat_result | None:
+        """What is there by that name, if anything is."""
+        try:
+            with self.at() as directory:
+                return os.stat(name, dir_fd=directory, follow_symlinks=False)
+        except OSError:
+            return None
+
+    def _rename(self, name: str, to: str) -> None:
+        with self.at() as directory:
+            os.rename(name, to, src_dir_fd=directory, dst_dir_fd=directory)
+
+    def _open(self, name: str, flags: int) -> int:
+        with self.at() as directory:
+            try:
+                fd = os.open(
+                    name, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o600, dir_fd=directory
+                )
+            except OSError as error:
+                if error.errno in (errno.ELOOP, errno.ENXIO):
+                    raise ProjectError(
+                        f"{self.directory / name} is not a regular file", hint="remove it"
+                    ) from error
+                raise
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
             raise ProjectError(f"{self.directory / name} is not a regular file", hint="remove it")

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from typing import TYPE_CHECKING, Any
 
 from airlock_runner.attach import NotRunningError, connect
 from airlock_runner.control import Control
-from airlock_runner.project import LOCK
 from airlock_store.errors import UsageError
 from airlockd.protocol.loop import Loop
 
@@ -38,12 +35,7 @@ def stop(project: Project | None) -> None:
     """Stop the sandbox and wait until nothing of it is left. Raises NotRunningError."""
     _ask(project, "stop")
     assert project is not None
-    fd = os.open(project.directory / LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        # Session and machine hold it for as long as they live.
-        fcntl.flock(fd, fcntl.LOCK_SH)
-    finally:
-        os.close(fd)
+    project.wait_until_free()
 
 
 def change_network(project: Project | None, what: Mapping[str, str]) -> Header:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,10 +44,11 @@ class Server:
         self.commands: dict[int, Attached] = {}
         self.loop, self.control, self.defaults = loop, control, defaults
         self.processes: dict[int, _Client] = {}
-        self._directory = project.directory
+        self._project = project
         self._refusing = False
-        (project.directory / SOCKET).unlink(missing_ok=True)
-        self._socket = bind_in(project.directory, SOCKET)
+        project.forget(SOCKET)
+        with project.at() as directory:
+            self._socket = bind_in(directory, SOCKET)
         self._socket.listen(BACKLOG)
         self._socket.setblocking(False)
         self._clients: set[_Client] = set()
@@ -86,7 +88,8 @@ class Server:
         if self._socket.fileno() >= 0:
             self.loop.forget(self._socket.fileno())
             self._socket.close()
-            (self._directory / SOCKET).unlink(missing_ok=True)
+            with suppress(OSError):
+                self._project.forget(SOCKET)
 
 
 @dataclass(slots=True)

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
-def bind_in(directory: Path, name: str) -> socket.socket:
-    """A stream socket bound to `directory/name`, for its owner only. Raises OSError."""
+def bind_in(directory: int, name: str) -> socket.socket:
+    """A stream socket bound to `name` in this open directory, for its owner only. Raises OSError."""
     with _from(directory):
         previous = os.umask(0o177)
         try:
@@ -24,8 +23,8 @@ def bind_in(directory: Path, name: str) -> socket.socket:
     return handle
 
 
-def connect_in(directory: Path, name: str) -> socket.socket:
-    """A stream socket connected to `directory/name`. Raises OSError where nobody listens."""
+def connect_in(directory: int, name: str) -> socket.socket:
+    """A stream socket connected to `name` in this open directory. Raises OSError where nobody listens."""
     with _from(directory):
         handle = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -37,11 +36,11 @@ def connect_in(directory: Path, name: str) -> socket.socket:
 
 
 @contextmanager
-def _from(directory: Path) -> Iterator[None]:
+def _from(directory: int) -> Iterator[None]:
     """Work in `directory` for a moment; only one thread of ours ever runs here."""
     before = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.chdir(directory)
+        os.fchdir(directory)
         yield
     finally:
         os.fchdir(before)

@@ -177,6 +177,30 @@ def test_remove_takes_everything_but_not_while_it_runs(project: Project) -> None
     assert not project.directory.exists()
 
 
+@pytest.mark.parametrize("place", [".airlock", ".airlock/sandbox"])
+def test_a_symlink_on_the_way_to_the_directory_is_not_followed(
+    project: Project, tmp_path: Path, place: str
+) -> None:
+    """Root in a sandbox without hardening can make one, also while a session runs that has all checks behind it."""
+    other = Project(tmp_path / "other")
+    other.root.mkdir()
+    other.prepare()
+    for name in (DISK, "cli.sock", "net.log"):
+        (other.directory / name).write_text("other's")
+    before = {path.name: path.read_text() for path in other.directory.iterdir()}
+    (project.root / place).rename(project.root / "moved")
+    (project.root / place).symlink_to(other.root / place)
+    for touch in (
+        lambda: project.forget("cli.sock"), lambda: project.rotate("net.log", "net.log.1"), project.drop_disk,
+        lambda: project.keep("m", b"x"), lambda: project.open_log("session.log"), project.wait_until_free,
+        lambda: project.write_state(STATE_NOW), project.keep_disk, project.remove, lambda: project.write_console("x"),
+    ):  # fmt: skip
+        with pytest.raises((OSError, ProjectError)):
+            touch()
+    assert project.disk_size() is None
+    assert {path.name: path.read_text() for path in other.directory.iterdir()} == before
+
+
 def test_who_waits_for_a_sandbox_that_is_removed_does_not_run_beside_the_next(project: Project) -> None:
     """The file that was locked is gone with the directory, and a lock on it keeps nobody away."""
     before = os.open(project.directory / LOCK, os.O_RDWR | os.O_CREAT)

@@ -172,7 +172,11 @@ def _connect_by_path(path: Path, guarded: Path | None) -> socket.socket:
     """The same where the kernel has no O_PATH (macOS)."""
     if guarded is not None and path.resolve() != guarded.resolve() / path.relative_to(guarded):
         raise ConnectionRefusedError(errno.ECONNREFUSED, f"{path} leads elsewhere by a symlink")
-    handle = connect_in(path.parent, path.name)
+    parent = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        handle = connect_in(parent, path.name)
+    finally:
+        os.close(parent)
     handle.setblocking(False)
     return handle
 
