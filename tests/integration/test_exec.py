@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 def sandbox(base_image: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     project = tmp_path_factory.mktemp("project")
     (project / "below").mkdir()
-    write_config(project, '[env]\nGREETING = "hello"')
-    with running(project) as sandbox:
+    write_config(
+        project, '[env]\nGREETING = "hello"\nPRICE = "$$5 ${AIRLOCK_TEST_VALUE:} ${AIRLOCK_TEST_NONE:$USD}"'
+    )
+    with running(project, env={"AIRLOCK_TEST_VALUE": "US $$"}) as sandbox:
         yield sandbox
 
 
@@ -52,6 +54,7 @@ def test_directory_and_environment(airlock: Airlock, sandbox: Running) -> None:
         "x", "-w", "/usr", "-e", "ONE=1 and", "-e", "TWO=", "sh", "-c", script, cwd=sandbox.project
     )
     assert done.stdout == b"/usr\nhello 1 and /root\n"
+    assert sandbox.sh('echo "$PRICE"') == "$5 US $$ $USD\n"
 
 
 def test_a_directory_that_is_not_there(airlock: Airlock, sandbox: Running) -> None:
@@ -107,6 +110,12 @@ def test_what_a_killed_exec_ran_is_hung_up(sandbox: Running) -> None:
     command.communicate()
     # `tail --pid` returns when the process is gone, and not before.
     sandbox.sh(f"timeout 60 tail --pid={pid} -f /dev/null")
+
+
+def test_orphans_are_reaped(sandbox: Running) -> None:
+    pid = int(sandbox.sh("sleep 0.2 & echo $!"))
+    # A zombie is still there.
+    sandbox.sh(f"while [ -e /proc/{pid} ]; do sleep 0.1; done")
 
 
 def test_show_tells_of_the_running_sandbox(airlock: Airlock, sandbox: Running) -> None:

@@ -62,6 +62,16 @@ def test_a_machine_that_is_killed_is_reported(project: Path) -> None:
     assert not (project / ".airlock/sandbox/cli.sock").exists()
 
 
+def test_a_child_of_airlockd_that_is_killed_takes_nothing_with_it(project: Path) -> None:
+    """The one that has the network: without that, the sandbox goes on."""
+    with running(project) as sandbox:
+        sandbox.sh("kill -KILL $(pgrep -x -P 1 airlock-net)")
+        while b"the network is gone: its process ended with 9\n" not in sandbox.stderr.readline():
+            pass
+        assert sandbox.sh("echo alive") == "alive\n"
+        assert sandbox.stop() == 143
+
+
 def test_a_panic_is_reported_with_the_console(airlock: Airlock, project: Path) -> None:
     done = airlock("start", "--", "sh", "-c", "echo c > /proc/sysrq-trigger", cwd=project)
     assert done.returncode == 1

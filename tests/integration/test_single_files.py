@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,7 +13,6 @@ from sandboxes import Running, running, write_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from conftest import Airlock
 
@@ -58,7 +59,7 @@ def wait_in(sandbox: Running, path: str, text: str) -> None:
 
 
 def replace(path: Path, text: str) -> None:
-    """As editors do, by way of another filesystem even: a new file takes the place of the old."""
+    """As editors do: a new file takes the place of the old."""
     new = path.with_name("editor's")
     new.write_text(text)
     new.replace(path)
@@ -101,6 +102,12 @@ def test_the_hosts_writes_come_over(sandbox: Running, shared: Path) -> None:
         wait_in(sandbox, path, f"{name} in place, and longer")
         replace(shared / name, "new\n")
         wait_in(sandbox, path, "new")
+    # From another filesystem mv makes a new file, too, but not at once.
+    elsewhere = Path("/dev/shm") / f"airlock-test-{os.getpid()}"
+    elsewhere.write_text("from elsewhere\n")
+    assert elsewhere.stat().st_dev != shared.stat().st_dev
+    subprocess.run(["mv", elsewhere, shared / "settings"], check=True)
+    wait_in(sandbox, "~/.config/tool/settings", "from elsewhere")
 
 
 def test_the_sandboxes_writes_come_over(sandbox: Running, shared: Path) -> None:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from sandboxes import COMMAND, running, write_config
+
+from airlock_runner.project import Project
 
 if TYPE_CHECKING:
     from conftest import Airlock
@@ -171,6 +176,38 @@ def test_a_command_that_ignores_signals_is_stopped_by_the_third(project: Path) -
             # Each is to be seen as one of its own.
             sandbox.exec("true")
         assert sandbox.wait()[0] == 130
+
+
+def test_ctrl_c_at_any_moment_ends_it_and_leaves_nothing(airlock: Airlock, project: Path) -> None:
+    """From the first file that a start makes on, at moments spread over the time that one takes."""
+    write_config(project, '[daemons.d]\ncommand = ["sleep", "1000"]\n')
+
+    def begin(script: str) -> subprocess.Popen[bytes]:
+        shutil.rmtree(project / ".airlock", ignore_errors=True)
+        start = subprocess.Popen(
+            [COMMAND, "-q", "start", "--", "sh", "-c", script],
+            cwd=project, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        while not (project / ".airlock/sandbox").exists():
+            assert start.poll() is None
+        return start
+
+    whole = begin("true")
+    before = time.monotonic()
+    assert whole.wait(300) == 0
+    duration = time.monotonic() - before
+    moments = 8
+    for moment in range(moments):
+        start = begin("exec sleep 1000")
+        with suppress(subprocess.TimeoutExpired):
+            start.wait(duration * moment / moments)
+        start.send_signal(signal.SIGINT)
+        _, err = start.communicate(timeout=300)
+        assert (start.returncode, err) == (130, b""), moment
+        # Free only when its machine is gone, too.
+        with Project(project).lock():
+            pass
+    assert airlock("-q", "start", "--", "true", cwd=project).returncode == 0
 
 
 def test_closing_the_terminal_stops_the_sandbox(project: Path) -> None:

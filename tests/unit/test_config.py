@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import typing
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import pytest
 
 from airlock_runner.config import DiskConfig, ProjectConfig, VmConfig, find_config, load_config
+from airlock_runner.config.layers import ENTRIES
 from airlock_runner.config.model import host_memory, parse_memory
 from airlock_runner.config.network_model import (
     NetworkConfig,
@@ -21,6 +25,7 @@ from airlock_store.settings import MAX_ENV, check_env
 from airlock_store.sizes import GIB, MIB
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -149,3 +154,27 @@ def test_a_wrong_network_is_refused_with_its_place(tmp_path: Path, text: str, pl
         load(tmp_path, text)
     assert str(caught.value).startswith(f"{tmp_path / 'airlock.toml'}:{place}: ")
     assert said in caught.value.message
+
+
+def named_tables(cls: type, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], type]]:
+    """The tables of the schema whose keys are names and whose entries are tables."""
+    for field, hint in typing.get_type_hints(cls, localns={"Mapping": Mapping}).items():
+        here = (*place, field)
+        if dataclasses.is_dataclass(hint):
+            yield from named_tables(typing.cast("type", hint), here)
+        elif typing.get_origin(hint) is Mapping and dataclasses.is_dataclass(typing.get_args(hint)[1]):
+            yield here, typing.get_args(hint)[1]
+
+
+def test_every_named_entry_can_be_switched_off(tmp_path: Path) -> None:
+    tables = dict(named_tables(ProjectConfig))
+    assert set(tables) == set(ENTRIES)
+    for place, entry in tables.items():
+        (switch,) = [field for field in dataclasses.fields(entry) if field.name == "enabled"]
+        assert switch.default is True
+        header = ".".join((*place, "x"))
+        # What one lacks that is off is no error.
+        config = load(tmp_path, f"[{header}]\nenabled = false\n")
+        for key in place:
+            config = getattr(config, key)
+        assert config == {}
