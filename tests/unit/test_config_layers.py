@@ -92,6 +92,22 @@ def test_the_first_spelling_of_a_slot_is_read(root: Path, stem: str) -> None:
     assert find_config(root) is None
 
 
+@pytest.mark.parametrize("stem", ["config", "../.airlock", "presets/mine"])
+def test_so_it_is_with_the_slots_of_the_home(home: Path, root: Path, stem: str) -> None:
+    texts = {
+        "toml": '[env]\nA = "toml"',
+        "json": '{"env": {"A": "json"}}',
+        "yaml": "env: {A: yaml}",
+        "yml": "env: {A: yml}",
+    }
+    put(root / "airlock.toml", 'presets = ["mine"]' if stem.startswith("presets") else "")
+    (home / ".airlock").mkdir()
+    paths = [put(home / ".airlock" / f"{stem}.{suffix}", text) for suffix, text in texts.items()]
+    for path in paths:
+        assert load_config(root).env == {"A": path.suffix.removeprefix(".")}
+        path.unlink()
+
+
 def test_the_users_directory_comes_before_the_users_file(home: Path, root: Path) -> None:
     put(home / ".airlock.toml", '[env]\nA = "file"')
     assert load_config(root).env == {"A": "file"}
