@@ -8,6 +8,7 @@ import sys
 
 def main() -> int:
     """Run the command line in sys.argv; gives the exit code."""
+    _ensure_stdio()
     match sys.argv[1:]:
         case ["-h" | "--help"]:
             text = _help()
@@ -23,6 +24,21 @@ def main() -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _ensure_stdio() -> None:
+    """Open /dev/null for each of stdin, stdout and stderr that our caller closed.
+
+    Python has None there, which nobody expects, and files that are opened later would get their numbers.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest number that is free.
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
 
 
 def _help() -> str:

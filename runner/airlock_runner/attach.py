@@ -15,7 +15,6 @@ from airlock_runner.stdio import (
     Terminal,
     command_environment,
     complain,
-    ensure_stdio,
     spawn_error_code,
 )
 from airlock_store.errors import AirlockError
@@ -44,7 +43,6 @@ def attach(
     Without `cwd`, the command starts in our own directory where the sandbox shares it; `login`: by the user's login
     shell, which for an empty `argv` is all that runs. Raises NotRunningError.
     """
-    ensure_stdio()
     connection = connect(project)
     assert project is not None
     call = {

@@ -57,7 +57,9 @@ class _Background:
 
     def up(self) -> None:
         self._begin()
-        os.write(self._up, b"y")
+        # Who waited may have been killed, or its terminal closed: the sandbox is up all the same.
+        with suppress(BrokenPipeError):
+            os.write(self._up, b"y")
         os.close(self._up)
         self._up = -1
 

@@ -17,7 +17,6 @@ from airlock_runner.mounts import over_virtiofs, settle, writable_by_sandbox
 from airlock_runner.net.network import Network
 from airlock_runner.session import Session
 from airlock_runner.shape import boot_files
-from airlock_runner.stdio import ensure_stdio
 from airlock_runner.timeline import mark
 from airlock_store.errors import AirlockError, ConfigError, noting
 from airlock_store.sizes import format_size
@@ -73,7 +72,6 @@ def start(request: StartRequest) -> int:
     Raises AirlockError for everything else that ends a start.
     """
     mark("request")
-    ensure_stdio()
     project = request.project
     project.prepare()
     with project.lock() as lock:

@@ -161,15 +161,6 @@ def _output(number: int) -> int:
     return os.dup(number)
 
 
-def ensure_stdio() -> None:
-    """Open /dev/null for each of 0, 1 and 2 that our caller closed, so that no file of ours gets its number."""
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
-
-
 def command_environment(argv_env: Mapping[str, str]) -> dict[str, str]:
     """What a command needs to know of our terminal, under what the user set for it."""
     names = ("TERM", "COLORTERM") if os.isatty(0) else ()

@@ -434,3 +434,16 @@ def test_an_empty_store_lists_nothing(tmp_path: Path, capsys: pytest.CaptureFixt
     assert run(["store", "gc"]) == 0
     assert capsys.readouterr().out == "0 paths removed, 0 B freed\n"
     assert run(["store", "verify"]) == 0
+
+
+@pytest.mark.parametrize("words", ["--version", "config schema", "show", "start", "rm", "list"])
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_what_the_caller_closed_is_no_bug(tmp_path: Path, words: str, closed: str) -> None:
+    environment = {**os.environ, "AIRLOCK_STORE": os.fspath(tmp_path / "store")}
+    script = f"'{sys.executable}' -m airlock.main {words} {closed}"
+    done = subprocess.run(
+        ["sh", "-c", script], cwd=tmp_path, capture_output=True, env=environment, check=False
+    )
+    assert done.returncode in (0, 1, 2), done.stderr
+    assert b"Traceback" not in done.stderr
+    assert b"Internal" not in done.stderr
