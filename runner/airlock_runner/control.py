@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from airlockd.protocol.frames import Header, ProtocolError
+from airlock_store.errors import AirlockError
+from airlockd.protocol.frames import Header, ProtocolError, encode
 from airlockd.protocol.link import Link
 
 if TYPE_CHECKING:
@@ -30,6 +31,10 @@ def outcome(header: Header) -> dict[str, int]:
     return {"signal": integer(header, "signal", 1, 127)}
 
 
+class TooLargeError(AirlockError):
+    """More was to be said in one call than a frame holds."""
+
+
 class Control:
     """The calling end of a link. Numbers for processes and streams are given out here, never twice."""
 
@@ -50,10 +55,24 @@ class Control:
     def call(
         self, op: str, arguments: Mapping[str, Any], then: Answer, failed: Answer, payload: bytes = b""
     ) -> None:
-        """Send a call; `then` gets its reply, or `failed` the error, whose `message` is hostile text."""
+        """Send a call; `then` gets its reply, or `failed` the error, whose `message` is hostile text.
+
+        Raises TooLargeError.
+        """
         number = self.number()
+        try:
+            self.link.mux.send({**arguments, "t": "call", "op": op, "id": number}, payload)
+        except ProtocolError as error:
+            raise TooLargeError(f"the call {op} cannot be sent to the sandbox: {error}") from error
         self._calls[number] = (then, failed)
-        self.link.mux.send({**arguments, "t": "call", "op": op, "id": number}, payload)
+
+    def fits(self, op: str, arguments: Mapping[str, Any]) -> bool:
+        """Whether a call of this is small enough."""
+        try:
+            encode({**arguments, "t": "call", "op": op, "id": self._number})
+        except ProtocolError:
+            return False
+        return True
 
     def _on_message(self, message: Message) -> None:
         self.heard += 1

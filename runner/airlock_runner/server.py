@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from airlock_runner.control import integer, outcome
@@ -16,7 +19,7 @@ from airlockd.protocol.mux import MAX_STREAM_ID
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from airlock_runner.control import Control
     from airlock_runner.defaults import CommandDefaults
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from airlockd.protocol.mux import Message
 
 BACKLOG = 128
+LISTED, SHOWN = 200, 200
+"""Commands that are listed, and characters that are told of one: all of it goes into one frame."""
 
 
 class Server:
@@ -113,8 +118,15 @@ class _Client:
         for theirs, ours in list(self._processes.items()):
             if ours == number:
                 del self._processes[theirs]
-                if not self.link.closed:
-                    self.link.mux.send({"t": "event", "name": "exit", "process": theirs, **how})
+                self._say({"t": "event", "name": "exit", "process": theirs, **how})
+
+    def _say(self, header: Header) -> None:
+        """What cannot be said ends this connection and nobody else's."""
+        if not self.link.closed:
+            try:
+                self.link.mux.send(header)
+            except ProtocolError as error:
+                self.link.close(str(error))
 
     def _on_message(self, message: Message) -> None:
         header = message.header
@@ -124,26 +136,34 @@ class _Client:
             return
 
         def answer(reply: Header) -> None:
-            if not self.link.closed:
-                self.link.mux.send({**reply, "id": number})
+            self._say({**reply, "id": number})
 
         if op == "stop":
             # The end of the connection is the answer.
             self._server.on_stop()
-            return
-        if op == "net":
+        elif op == "net":
             try:
                 answer(self._server.on_net(header))
             except ValueError as error:
                 answer({"t": "error", "message": str(error)})
-            return
-        if op == "list":
+        elif op == "list":
             self._server.control.call("list", {}, lambda reply: answer(self._with_commands(reply)), answer)
-            return
+        else:
+            self._pass_on(str(op), header, answer)
+
+    def _pass_on(self, op: str, header: Header, answer: Callable[[Header], None]) -> None:
+        """A call about a command, to airlockd under our own numbers."""
         try:
             arguments = self._spawn(header) if op == "spawn" else self._about_process(header)
         except (KeyError, TypeError, ValueError, ProtocolError) as error:
             answer({"t": "error", "message": f"bad call: {error}"})
+            return
+        except OSError as error:
+            # It may have sent on them already.
+            self.link.refuse(header["streams"])
+            answer(
+                {"t": "error", "errno": error.errno, "stage": "exec", "message": f"exec: {error.strerror}"}
+            )
             return
         if arguments is None:
             answer({"t": "reply"})
@@ -162,10 +182,12 @@ class _Client:
                 self._server.commands.pop(process, None)
             answer(reply)
 
-        self._server.control.call(str(op), arguments, done, refused)
+        self._server.control.call(op, arguments, done, refused)
 
     def _with_commands(self, reply: Header) -> Header:
-        commands = [{"argv": each.argv, "pid": each.pid} for each in self._server.commands.values()]
+        commands = [
+            {"argv": each.argv, "pid": each.pid} for each in islice(self._server.commands.values(), LISTED)
+        ]
         return {**reply, "commands": commands}
 
     def _spawn(self, header: Header) -> dict[str, Any]:
@@ -175,13 +197,7 @@ class _Client:
         ours = [server.control.number() for _ in theirs]
         if len(theirs) != 3 or int(header["process"]) in self._processes:
             raise ValueError("bad streams or process")
-        used = theirs if header["size"] is None else theirs[:2]
-        for their_stream, our_stream in zip(used, ours, strict=False):
-            _relay(self.link, their_stream, server.control.link, our_stream)
-        self._processes[int(header["process"])] = process
-        server.processes[process] = self
-        server.commands[process] = Attached([str(word) for word in header["argv"]])
-        return {
+        arguments = {
             "process": process,
             "streams": ours,
             "argv": header["argv"],
@@ -190,6 +206,16 @@ class _Client:
             "login": header["login"],
             **server.defaults.call(header["env"]),
         }
+        if not server.control.fits("spawn", arguments):
+            # With the sandbox's own variables, it is.
+            raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
+        used = theirs if header["size"] is None else theirs[:2]
+        for their_stream, our_stream in zip(used, ours, strict=False):
+            _relay(self.link, their_stream, server.control.link, our_stream)
+        self._processes[int(header["process"])] = process
+        server.processes[process] = self
+        server.commands[process] = Attached(_shortened(header["argv"]))
+        return arguments
 
     def _about_process(self, header: Header) -> dict[str, Any] | None:
         process = self._processes.get(int(header["process"]))
@@ -209,6 +235,17 @@ class _Client:
                 hangup = {"process": process, "signal": int(signal.SIGHUP)}
                 server.control.call("signal", hangup, _ignore, _ignore)
         self._processes.clear()
+
+
+def _shortened(argv: Sequence[object]) -> list[str]:
+    words: list[str] = []
+    room = SHOWN
+    for word in map(str, argv):
+        if len(word) >= room:
+            return [*words, f"{word[:room]}…"]
+        words.append(word)
+        room -= len(word) + 1
+    return words
 
 
 class _Relay:

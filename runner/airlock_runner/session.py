@@ -27,6 +27,7 @@ from airlock_runner.stdio import (
     RemoteCommand,
     Signals,
     Terminal,
+    TooLongError,
     command_environment,
     complain,
     spawn_error_code,
@@ -228,7 +229,10 @@ class Session:
             complain(argv, header)
             self._end(spawn_error_code(header))
 
-        self._command = RemoteCommand(self._control, self._terminal, call, self._end, refused)
+        try:
+            self._command = RemoteCommand(self._control, self._terminal, call, self._end, refused)
+        except TooLongError as error:
+            self._end(error)
 
     def _on_refused(self, header: Header) -> None:
         self._fail(endings.refused(str(header.get("message"))))

@@ -15,6 +15,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from airlock_runner.control import outcome
+from airlock_runner.text import one_line
+from airlock_store.errors import AirlockError
+from airlockd.protocol.frames import MAX_HEADER
 from airlockd.protocol.pumps import Sink, Source
 
 if TYPE_CHECKING:
@@ -89,8 +92,23 @@ class Terminal:
                 termios.tcsetattr(0, termios.TCSADRAIN, saved)
 
 
+class TooLongError(AirlockError):
+    """A command with its arguments and variables is more than one call to the sandbox holds."""
+
+    exit_code = 126
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        super().__init__(
+            f"{_name(argv)}: argument list too long",
+            hint=f"arguments and variables may have {MAX_HEADER >> 10} KB together; more goes through standard input",
+        )
+
+
 class RemoteCommand:
-    """One command at the other end, with our stdio. `finished(code)` comes after all its output is written."""
+    """One command at the other end, with our stdio. `finished(code)` comes after all its output is written.
+
+    Raises TooLongError.
+    """
 
     def __init__(
         self,
@@ -105,11 +123,13 @@ class RemoteCommand:
         self.process = control.number()
         streams = [control.number() for _ in range(3)]
         size = terminal.size()
+        call = {**arguments, "process": self.process, "size": size, "streams": streams}
+        if not control.fits("spawn", call):
+            raise TooLongError(arguments["argv"])
         link = control.link
         self._input = Source(link, os.dup(0), streams[0])
         outputs = (1,) if size else (1, 2)
         self._outputs = [Sink(link, _output(fd), streams[fd], self._maybe_finish) for fd in outputs]
-        call = {**arguments, "process": self.process, "size": size, "streams": streams}
         terminal.raw()
 
         def refused(header: Header) -> None:
@@ -188,11 +208,12 @@ def tell(text: str) -> None:
 
 def complain(argv: Sequence[str], header: Header) -> None:
     """Tell the user why a command did not start."""
-    from airlock_runner.text import one_line
-
     message = one_line(str(header.get("message", "it could not be started")), 300)
-    name = one_line(argv[0], 200) if argv else "login shell"
-    tell(f"{name}: {message}")
+    tell(f"{_name(argv)}: {message}")
+
+
+def _name(argv: Sequence[str]) -> str:
+    return one_line(argv[0], 200) if argv else "login shell"
 
 
 def _ignore(_header: Header) -> None:

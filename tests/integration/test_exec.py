@@ -112,6 +112,14 @@ def test_what_a_killed_exec_ran_is_hung_up(sandbox: Running) -> None:
     sandbox.sh(f"timeout 60 tail --pid={pid} -f /dev/null")
 
 
+def test_one_that_is_too_long_is_refused_and_harms_nobody(sandbox: Running) -> None:
+    # Linux takes no longer word than 128 KiB.
+    done = sandbox.exec("true", *["x" * 100_000] * 3)
+    assert done.returncode == 126
+    assert b"Error: true: argument list too long\n" in done.stderr
+    assert sandbox.exec("sh", "-c", "echo $# ${#1}", "sh", "x" * 100_000, "y").stdout == b"2 100000\n"
+
+
 def test_orphans_are_reaped(sandbox: Running) -> None:
     pid = int(sandbox.sh("sleep 0.2 & echo $!"))
     # A zombie is still there.

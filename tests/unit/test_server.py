@@ -1,0 +1,144 @@
+"""cli.sock between a client and airlockd, both of which are the test: what is too much for one call ends no more."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from airlock_runner.control import Control, TooLargeError
+from airlock_runner.defaults import CommandDefaults
+from airlock_runner.project import SOCKET, Project
+from airlock_runner.server import LISTED, Server
+from airlock_runner.sockets import connect_in
+from airlock_runner.stdio import RemoteCommand, Terminal, TooLongError
+from airlockd.protocol.frames import MAX_HEADER
+from airlockd.protocol.link import Link
+from airlockd.protocol.loop import Loop
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from airlockd.protocol.mux import Message
+
+
+def ignore(_value: object) -> None:
+    pass
+
+
+class Wires:
+    """A session's server, the guest that it asks, and clients."""
+
+    def __init__(self, root: Path, environment: dict[str, str]) -> None:
+        self.loop = Loop()
+        self.asked: list[dict[str, Any]] = []
+        ours, theirs = socket.socketpair()
+        self.control = Control(self.loop, ours.detach(), ignore, ignore)
+        self.guest = Link(self.loop, theirs.detach(), self._serve, ignore)
+        self.project = Project(root)
+        self.project.prepare()
+        defaults = CommandDefaults(environment, "root", harden=True)
+        self.server = Server(
+            self.loop, self.project, self.control, defaults, on_stop=lambda: None, on_net=lambda _header: {}
+        )
+        self.clients: list[Control] = []
+
+    def client(self) -> Control:
+        with self.project.at() as directory:
+            fd = connect_in(directory, SOCKET).detach()
+        self.clients.append(Control(self.loop, fd, ignore, ignore))
+        return self.clients[-1]
+
+    def ask(self, client: Control, op: str, **arguments: Any) -> dict[str, Any]:
+        answers: list[dict[str, Any]] = []
+
+        def answered(header: dict[str, Any]) -> None:
+            answers.append(header)
+            self.loop.stop()
+
+        client.call(op, arguments, answered, answered)
+        self.loop.run()
+        return answers[0]
+
+    def spawn(self, client: Control, argv: list[str], env: dict[str, str] | None = None) -> dict[str, Any]:
+        streams = [client.number() for _ in range(3)]
+        for stream in streams:
+            client.link.open(stream, Ignoring())
+        call = {"argv": argv, "cwd": "/", "env": env or {}, "login": False, "size": None}
+        return self.ask(client, "spawn", **call, process=client.number(), streams=streams)
+
+    def close(self) -> None:
+        self.server.close()
+        for client in self.clients:
+            client.link.close()
+        self.control.link.close()
+        self.guest.close()
+        self.loop.close()
+
+    def _serve(self, message: Message) -> None:
+        header = message.header
+        self.asked.append(header)
+        for stream in header.get("streams", ()):
+            self.guest.open(stream, Ignoring())
+        self.guest.mux.send({"t": "reply", "id": header["id"], "daemons": [], "pid": len(self.asked)})
+
+
+class Ignoring:
+    def on_data(self, data: bytes) -> None:
+        pass
+
+    def on_credit(self, amount: int) -> None:
+        pass
+
+    def on_end(self) -> None:
+        pass
+
+    def on_reset(self) -> None:
+        pass
+
+
+@pytest.fixture
+def wires(tmp_path: Path) -> Iterator[Wires]:
+    wires = Wires(tmp_path, {"LARGE": "x" * (MAX_HEADER // 2)})
+    yield wires
+    wires.close()
+
+
+def test_a_command_that_is_too_long_with_the_sandboxs_variables_is_refused_alone(wires: Wires) -> None:
+    client, other = wires.client(), wires.client()
+    refused = wires.spawn(client, ["x", "y" * (MAX_HEADER // 2)])
+    assert (refused["t"], refused["errno"], refused["stage"]) == ("error", errno.E2BIG, "exec")
+    assert wires.asked == []
+    assert wires.server.commands == {}
+    for each in (client, other):
+        assert wires.spawn(each, ["x"])["t"] == "reply"
+    assert not wires.control.link.closed
+
+
+def test_however_many_and_long_the_commands_they_are_listed(wires: Wires) -> None:
+    client = wires.client()
+    long = ["word", "word", "\x01" * 10_000]
+    for _ in range(LISTED + 10):
+        assert wires.spawn(client, long)["t"] == "reply"
+    found = wires.ask(client, "list")["commands"]
+    assert len(found) == LISTED
+    assert found[0]["argv"][:2] == ["word", "word"]
+    assert found[0]["argv"][2:] == ["\x01" * 190 + "…"]
+    assert not client.link.closed
+
+
+def test_a_command_that_is_too_long_is_told_before_anything_is_sent(wires: Wires) -> None:
+    terminal = Terminal()
+    before = len(os.listdir("/proc/self/fd"))
+    call = {"argv": ["x" * MAX_HEADER], "cwd": "/", "env": {}, "login": False}
+    with pytest.raises(TooLongError, match="argument list too long") as caught:
+        RemoteCommand(wires.control, terminal, call, ignore, ignore)
+    assert caught.value.exit_code == 126
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert not wires.control.link.mux.output_size
+    with pytest.raises(TooLargeError):
+        wires.control.call("daemons", {"x": "y" * MAX_HEADER}, ignore, ignore)
