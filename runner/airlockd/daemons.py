@@ -138,7 +138,10 @@ class Daemon:
         if status == 0 and not self.spec.always:
             self._world.tell(self.spec.name, "ended", how=how)
             self._set("ended")
-        elif self._problem is not None:
+            return
+        # What it left behind could keep from the next what that needs: a port, a lock.
+        self._world.kill(pid, signal.SIGKILL)
+        if self._problem is not None:
             self._give_up(how)
         else:
             self._again_or_never(how)

@@ -82,12 +82,13 @@ def test_one_that_ignores_its_signal_is_killed(airlock: Airlock, project: Path) 
 
 
 def test_a_crash_loop_is_given_up_and_harms_nobody(airlock: Airlock, project: Path) -> None:
-    write_config(
-        project, '[daemons.crash]\ncommand = ["sh", "-c", "echo ouch >&2; exit 3"]\nmax_restarts = 1\n'
-    )
+    command = "sleep 4321 & echo ouch >&2; exit 3"
+    write_config(project, f'[daemons.crash]\ncommand = ["sh", "-c", "{command}"]\nmax_restarts = 1\n')
     # Until it was run a second time.
     script = (
-        "until [ $(wc -l </airlock/daemons/crash/stderr.log) = 2 ]; do sleep 0.2; done; sleep 1; echo fine"
+        "until [ $(wc -l </airlock/daemons/crash/stderr.log) = 2 ]; do sleep 0.2; done; sleep 1;"
+        # What it left behind is gone.
+        "pgrep -x sleep; echo fine"
     )
     done = airlock("start", "--", "sh", "-c", script, cwd=project)
     assert (done.returncode, done.stdout) == (0, b"fine\n")

@@ -211,6 +211,17 @@ def test_what_is_restarted(world: FakeWorld, always: bool, status: int, state: s
     assert outcome.state("a") == state
 
 
+@pytest.mark.parametrize(("status", "killed"), [(0, []), (EXIT_1, [("gone", signal.SIGKILL)])])
+def test_what_a_daemon_that_failed_left_behind_ends(
+    world: FakeWorld, status: int, killed: list[tuple[str, int]]
+) -> None:
+    """One that ended well, and is not started again, may have left its work to others."""
+    Outcome(world, spec("a", always=False))
+    world.run("a")
+    world.end("a", status)
+    assert world.killed == killed
+
+
 def test_a_program_that_is_not_there_is_not_tried_again(world: FakeWorld) -> None:
     outcome = Outcome(world, spec("a"), spec("b", after=["a"]))
     world.executed.pop("a")("exec: No such file or directory")
