@@ -50,7 +50,7 @@ class Server:
         self.loop, self.control, self.defaults = loop, control, defaults
         self.processes: dict[int, _Client] = {}
         self._project = project
-        self._refusing = False
+        self.refusing = False
         project.forget(SOCKET)
         with project.at() as directory:
             self._socket = bind_in(directory, SOCKET)
@@ -69,7 +69,7 @@ class Server:
 
     def refuse(self) -> None:
         """Take no new commands: the sandbox is going down."""
-        self._refusing = True
+        self.refusing = True
         self._unlisten()
 
     def close(self) -> None:
@@ -192,6 +192,8 @@ class _Client:
 
     def _spawn(self, header: Header) -> dict[str, Any]:
         server = self._server
+        if server.refusing:
+            raise OSError(errno.ESHUTDOWN, "the sandbox is being stopped")
         process = server.control.number()
         theirs = [int(stream) for stream in header["streams"]]
         ours = [server.control.number() for _ in theirs]

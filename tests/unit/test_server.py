@@ -119,6 +119,17 @@ def test_a_command_that_is_too_long_with_the_sandboxs_variables_is_refused_alone
     assert not wires.control.link.closed
 
 
+def test_who_comes_while_the_sandbox_is_stopped_is_told_so(wires: Wires) -> None:
+    client = wires.client()
+    assert wires.spawn(client, ["x"])["t"] == "reply"
+    wires.server.refuse()
+    refused = wires.spawn(client, ["x"])
+    assert (refused["t"], refused["message"]) == ("error", "exec: the sandbox is being stopped")
+    assert len(wires.asked) == 1
+    with pytest.raises(FileNotFoundError):
+        wires.client()
+
+
 def test_however_many_and_long_the_commands_they_are_listed(wires: Wires) -> None:
     client = wires.client()
     long = ["word", "word", "\x01" * 10_000]
