@@ -5,6 +5,7 @@ The session uses it for the main command, `airlock exec` for an attached one.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import stat
@@ -129,7 +130,9 @@ class RemoteCommand:
         link = control.link
         self._input = Source(link, os.dup(0), streams[0])
         outputs = (1,) if size else (1, 2)
-        self._outputs = [Sink(link, _output(fd), streams[fd], self._maybe_finish) for fd in outputs]
+        self._outputs = [
+            Sink(link, _output(fd), streams[fd], self._maybe_finish, _cannot_write) for fd in outputs
+        ]
         terminal.raw()
 
         def refused(header: Header) -> None:
@@ -168,6 +171,12 @@ class RemoteCommand:
 
     def _call(self, op: str, **arguments: int) -> None:
         self._control.call(op, {"process": self.process, **arguments}, _ignore, _ignore)
+
+
+def _cannot_write(error: OSError) -> None:
+    # Who no longer reads a pipe or a terminal knows that.
+    if error.errno not in (errno.EPIPE, errno.EIO):
+        tell(f"the command's output cannot be written: {error.strerror}")
 
 
 def _output(number: int) -> int:

@@ -85,6 +85,16 @@ def test_a_large_transfer_is_exact(sandbox: Running) -> None:
     assert sandbox.exec("cat", input=data).stdout == data
 
 
+def test_output_that_cannot_be_written_is_told(sandbox: Running) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [COMMAND, "exec", "yes"], cwd=sandbox.project, stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    # As in any other pipeline: SIGPIPE.
+    assert done.returncode == 141
+    assert done.stderr == b"airlock: the command's output cannot be written: No space left on device\n"
+
+
 def test_signals_reach_it(sandbox: Running) -> None:
     command = subprocess.Popen(
         [COMMAND, "exec", "sh", "-c", "trap 'exit 9' TERM; echo ready; while :; do sleep 0.1; done"],

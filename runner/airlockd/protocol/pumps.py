@@ -20,6 +20,10 @@ def _nothing() -> None:
     pass
 
 
+def _silence(_error: OSError) -> None:
+    pass
+
+
 class Source:
     """Reads a descriptor into a stream while the stream has credit; closes it at its end."""
 
@@ -98,10 +102,21 @@ class Source:
 
 
 class Sink:
-    """Writes a stream to a descriptor and gives credit for what was written; closes it at the stream's end."""
+    """Writes a stream to a descriptor and gives credit for what was written; closes it at the stream's end.
 
-    def __init__(self, link: Link, fd: int, stream: int, on_done: Callable[[], None] = _nothing) -> None:
+    `on_error` hears why it cannot be written any more.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        fd: int,
+        stream: int,
+        on_done: Callable[[], None] = _nothing,
+        on_error: Callable[[OSError], None] = _silence,
+    ) -> None:
         self._link, self._fd, self._stream, self._on_done = link, fd, stream, on_done
+        self._on_error = on_error
         self._pending: deque[memoryview] = deque()
         self._ended = False
         self._waiting = False
@@ -161,8 +176,9 @@ class Sink:
                     break
         except BlockingIOError:
             pass
-        except OSError:
+        except OSError as error:
             # Nobody reads any more: tell the sender, whose writer then gets SIGPIPE.
+            self._on_error(error)
             self._link.mux.reset(self._stream)
             self.stop()
             return
