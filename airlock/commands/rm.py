@@ -9,7 +9,7 @@ import click
 
 from airlock.cli import command, face
 from airlock.commands.show import NO_DATA
-from airlock.output import note, say
+from airlock.output import note, one_line, say
 from airlock_store.errors import AirlockError, UsageError
 from airlock_store.sizes import format_size
 
@@ -28,7 +28,9 @@ def rm(force: bool) -> int:
             raise UsageError("nobody here to ask whether to remove the sandbox", hint="airlock rm --force")
         status = project.status()
         used = f" ({format_size(status.disk_used)})" if status else ""
-        if not click.confirm(f"Remove the sandbox of {project.root} and its disk{used}?", err=True):
+        if not click.confirm(
+            f"Remove the sandbox of {one_line(str(project.root))} and its disk{used}?", err=True
+        ):
             note("Nothing removed")
             return 1
     project.remove()

@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from airlock_runner.control import outcome
-from airlock_runner.text import one_line
+from airlock_runner.text import one_line, printable
 from airlock_store.errors import AirlockError
 from airlockd.protocol.frames import MAX_HEADER
 from airlockd.protocol.pumps import Sink, Source
@@ -204,7 +204,8 @@ def spawn_error_code(header: Header) -> int:
 def tell(text: str) -> None:
     """A line of ours on stderr. Where nobody reads it any more, the sandbox still has to end in an orderly manner."""
     try:
-        sys.stderr.write(f"airlock: {text}\n")
+        # Names of directories are in it that a sandbox may have given.
+        sys.stderr.write(f"airlock: {printable(text, 20_000)}\n")
         sys.stderr.flush()
     except BlockingIOError:
         pass

@@ -8,8 +8,12 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+from airlock_runner.stdio import tell
+
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pytest
 
 
 def run(script: str, **stdio: int) -> int:
@@ -42,6 +46,11 @@ def test_nobody_has_to_read_what_is_told() -> None:
     os.close(read)
     assert run("from airlock_runner.stdio import tell; tell('one'); tell('two')", stderr=write) == 0
     os.close(write)
+
+
+def test_what_is_told_cannot_draw_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    tell("/home/\x1b[2Jme\r is\nfull")
+    assert capsys.readouterr().err == "airlock: /home/\\x1b[2Jme\\r is\nfull\n"
 
 
 def test_the_log_of_a_session_in_the_background_is_bounded(tmp_path: Path) -> None:
