@@ -80,6 +80,8 @@ def main() -> int:
         images = {name: load_image(build(each, store).image.path) for name, each in plans.items()}
         compiled = found(store, plans["compiled"], "compile")
         bzimages = {"debian": debians_bzimage(store, plans["debian"], work), "compiled": compiled / "bzImage"}
+        # Debian's goes with the directory.
+        bzimage_bytes = {name: path.stat().st_size for name, path in bzimages.items()}
         override = init_archive(work)
         uptimes: dict[str, list[float]] = {name: [] for name in images}
         ready: dict[str, list[float]] = {name: [] for name in images}
@@ -99,7 +101,7 @@ def main() -> int:
         "power_off": medians(power_off),
         "kernel_bytes": {name: image.kernel.stat().st_size for name, image in images.items()},
         "initrd_bytes": {name: image.initrd.stat().st_size for name, image in images.items()},
-        "bzimage_bytes": {name: path.stat().st_size for name, path in bzimages.items()},
+        "bzimage_bytes": bzimage_bytes,
         "runs": arguments.runs,
         "accelerator": "tcg",
         "qemu": qemu_version(find_qemu(images["debian"].arch)),
