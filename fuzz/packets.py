@@ -148,7 +148,7 @@ def seeds() -> list[bytes]:
     connection = step(syn) + b"\1" + step(end) + step(syn)
     return [
         connection,
-        step(syn) + b"\2\0\0" + step(syn),
+        step(syn) + b"\2" + step(syn),
         step(tcp(packet.SYN, DEVICE, far, (4000, 53))),
         step(packet.ip_packet(DEVICE, far, packet.UDP, udp)),
         step(packet.ip_packet(DEVICE, GATEWAY, packet.ICMP, b"\x08\0\xf7\xff\0\0\0\0")),

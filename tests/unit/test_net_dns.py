@@ -68,6 +68,11 @@ def code(answer: bytes) -> tuple[int, int]:
         (query((b"\x3f" + b"a" * 63) * 3 + b"\x3d" + b"a" * 61 + b"\0"), (dns.NOERROR, 1)),
         (query((b"\x3f" + b"a" * 63) * 3 + b"\x3e" + b"a" * 62 + b"\0"), (dns.FORMERR, 0)),
         (query("example.com") + b"junk", (dns.NOERROR, 1)),
+        # EDNS: an OPT record of 1,232 bytes; the answer has none.
+        (
+            query("example.com")[:11] + b"\1" + query("example.com")[12:] + b"\0\0\x29\4\xd0" + bytes(6),
+            (dns.NOERROR, 1),
+        ),
         (query("example.com") + bytes(dns.MAX_QUERY), (dns.FORMERR, 0)),
     ],
 )
