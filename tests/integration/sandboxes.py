@@ -85,6 +85,8 @@ class Running:
     def wait(self) -> tuple[int, bytes, bytes]:
         """Its exit code, and what it printed since."""
         out, err = self.process.communicate(timeout=300)
+        # Why it ended, for a test that fails by that.
+        print(err.decode(errors="replace"))
         return self.process.returncode, out, err
 
     def stop(self) -> int:
