@@ -26,7 +26,11 @@ _COLOURS = {"denied": "red", "failed": "yellow", "reset": "yellow", "open": "gre
 
 @group(
     "net",
-    examples=["airlock net log -f", "airlock net policy deny-by-default", "airlock net allow 'pypi.org:443'"],
+    examples=[
+        "airlock net log -f",
+        "airlock net policy deny-by-default",
+        "airlock net allow 'www.example.com:443'",
+    ],
 )
 def net() -> None:
     """Show what the sandbox reached on the network, and change what it may reach while it runs."""
@@ -80,7 +84,7 @@ def policy(policy: str | None, as_json: bool) -> None:
                 say(f"{rule['name']}: {verb} {pattern}")
 
 
-@net.command("allow", examples=["airlock net allow pypi.org:443", "airlock net allow '*.example.com'"])
+@net.command("allow", examples=["airlock net allow www.example.com:443", "airlock net allow '*.example.com'"])
 @click.argument("pattern")
 def allow(pattern: str) -> None:
     """Allow PATTERN in the running sandbox, from the next connection on, until it stops.
