@@ -144,7 +144,6 @@ def _require_config(root: Path) -> None:
 def _image(chosen: str | None, configured: str | None, project: Project, verbose: int) -> Image:
     """The image to boot, built if it has to be, and kept from now on for as long as the project has a sandbox."""
     from airlock import images
-    from airlock_builder.build import plan
     from airlock_runner.config import load_config, place_of
     from airlock_store.gc import add_project_root
     from airlock_store.image import load_image
@@ -154,6 +153,8 @@ def _image(chosen: str | None, configured: str | None, project: Project, verbose
     store = Store.open()
     image = images.stored(ref, store, project.root)
     if image is None:
+        from airlock_builder.build import plan
+
         try:
             planned = plan(ref, base=project.root)
             if store.find(planned.image_key, planned.image_name) is None:

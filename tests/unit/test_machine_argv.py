@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from airlock_runner.machine.argv import Channels, MachineSpec, Share, kernel_command_line, qemu_argv
+from airlock_runner.machine.argv import Channels, MachineSpec, Memory, Share, kernel_command_line, qemu_argv
 from airlock_runner.machine.virtiofs import Daemon
 
 SPEC = MachineSpec(
@@ -93,6 +93,16 @@ def test_a_share_over_virtiofs_needs_memory_that_its_daemon_can_reach() -> None:
         ("-device", "virtio-9p-pci,fsdev=mount0,mount_tag=mount0,disable-legacy=on"),
     } <= pairs(words)
     assert "memory-backend" not in " ".join(argv(shares=shares[1:]))
+
+
+def test_a_restored_machine_reads_no_kernel() -> None:
+    restored = argv(ram=Memory("/dev/fd/7", shared=False, incoming=8))
+    assert {"-kernel", "-initrd", "-append"}.isdisjoint(restored)
+    assert ("-incoming", "defer") in pairs(restored)
+    assert ("-object", "memory-backend-file,id=ram,size=512M,mem-path=/dev/fd/7,share=off") in pairs(restored)
+    saved = argv(ram=Memory("/ram", shared=True))
+    assert ("-kernel", "/store/i/kernel") in pairs(saved)
+    assert "-incoming" not in saved
 
 
 def test_nothing_but_what_was_asked_for() -> None:

@@ -63,6 +63,38 @@ def test_a_state_is_found_whole(states: States, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "states").iterdir()] == [KEY]
 
 
+def test_what_was_verified_is_believed_until_it_is_touched(
+    states: States, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found(verify: bool = False) -> bool:
+        saved = states.find(KEY, MIB)
+        assert saved is not None
+        known = saved.known()
+        if verify:
+            saved.verify()
+        saved.close()
+        return known
+
+    make(states)
+    # Files that may yet be changed within the same tick of the clock are not believed.
+    assert [found(verify=True), found()] == [False, False]
+    monkeypatch.setattr(module, "_TICK", -1)
+    assert [found(verify=True), found(), found()] == [False, True, True]
+    ram = tmp_path / "states" / KEY / "ram"
+    before = ram.stat()
+    flip(ram, MIB // 2)
+    os.utime(ram, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert not found()
+    with pytest.raises(StateError, match="digest"):
+        found(verify=True)
+    flip(ram, MIB // 2)
+    assert [found(verify=True), found()] == [False, True]
+    # Another boot of the host.
+    note = tmp_path / "states" / KEY / "verified"
+    note.write_text(note.read_text().replace("-", "0", 1))
+    assert not found()
+
+
 def test_a_state_that_is_deleted_while_it_is_open_stays_good(states: States) -> None:
     make(states)
     saved = states.find(KEY, MIB)

@@ -92,9 +92,7 @@ def qemu_argv(spec: MachineSpec, channels: Channels) -> list[str]:
         *("-smp", str(spec.cpus)),
         *("-m", f"{spec.memory // _MIB}M"),
         *_memory(spec),
-        *("-kernel", os.fspath(spec.kernel)),
-        *("-initrd", os.fspath(spec.initrd)),
-        *("-append", kernel_command_line(spec)),
+        *_boot(spec),
         *("-chardev", f"socket,id=console,fd={channels.console}"),
         *("-serial", "chardev:console"),
         *("-object", "rng-builtin,id=rng"),
@@ -136,6 +134,17 @@ def kernel_command_line(spec: MachineSpec) -> str:
 
 def _accelerator(spec: MachineSpec) -> str:
     return "tcg,thread=multi" if spec.accelerator == "tcg" else spec.accelerator
+
+
+def _boot(spec: MachineSpec) -> Sequence[str]:
+    """Nothing for a saved machine, which has it all in its RAM: QEMU would only read and keep the files."""
+    if spec.ram is not None and spec.ram.incoming is not None:
+        return ()
+    return (
+        *("-kernel", os.fspath(spec.kernel)),
+        *("-initrd", os.fspath(spec.initrd)),
+        *("-append", kernel_command_line(spec)),
+    )
 
 
 def _memory(spec: MachineSpec) -> list[str]:

@@ -1,7 +1,8 @@
 """Saved machine states on disk: found by key, verified before use, private to the user, bounded in size.
 
-One directory a state, in the store's `states/`: `ram` (sparse, the guest's memory), `device` (what QEMU wrote) and
-`state.json` (digests, and airlockd's READY). A state is a cache: whatever is wrong with it, it is dropped.
+One directory a state, in the store's `states/`: `ram` (sparse, the guest's memory), `device` (what QEMU wrote),
+`state.json` (digests, and airlockd's READY) and `verified` (which files had these digests, since when the host runs). A
+state is a cache: whatever is wrong with it, it is dropped.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import os
 import shutil
 import stat
 import tempfile
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,12 +30,14 @@ if TYPE_CHECKING:
     from airlock_store.image import Image
 
 FORMAT = 1
-RAM, DEVICE, MANIFEST = "ram", "device", "state.json"
+RAM, DEVICE, MANIFEST, VERIFIED = "ram", "device", "state.json", "verified"
 LIMIT = 2 * 1024**3
 """Bytes on disk of all states together; the least recently used go first."""
 MIN_FREE = 1024**3
 """Bytes that must be free for a state to be made: a disk that fills up under a machine's RAM would kill it."""
 _BLOCK = 1024 * 1024
+_TICK = 1_000_000_000
+"""Nanoseconds within which a file may be changed twice without another time of change."""
 _DRAFT = ".new-"
 
 
@@ -49,15 +53,47 @@ class Saved:
     ram: int
     device: int
     ready: dict[str, Any]
+    _directory: Path
     _digests: tuple[str, str]
     # Opened apart: an offset belongs to the open file, and QEMU reads `device` from its own while this is verified.
     _readers: tuple[int, int]
 
+    def known(self) -> bool:
+        """Whether it was verified since this host booted, and no file was touched after.
+
+        A file's time of change is the kernel's: its owner cannot set it back either.
+        """
+        identity = self._identity()
+        try:
+            return identity is not None and (self._directory / VERIFIED).read_text() == identity
+        except (OSError, ValueError):
+            return False
+
     def verify(self) -> None:
-        """Compare every byte with what was saved. Raises StateError. Takes about a second per gigabyte."""
+        """Compare every byte with what was saved. Raises StateError. Takes about half a second per gigabyte."""
         ram, device = self._readers
+        identity, begin = self._identity(), time.time_ns()
         if (digest_sparse(ram), digest_sparse(device)) != self._digests:
             raise StateError("its digest is wrong")
+        quiet = begin - max(os.fstat(fd).st_ctime_ns for fd in self._readers)
+        if identity is not None and quiet > _TICK:
+            self._remember(identity)
+
+    def _identity(self) -> str | None:
+        """These files as they are now, and this boot of the host; None where nobody tells of that."""
+        try:
+            boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+        except OSError:
+            return None
+        return json.dumps([boot, self._digests, [_identity(os.fstat(fd)) for fd in self._readers]])
+
+    def _remember(self, identity: str) -> None:
+        """What cannot be kept is found out again."""
+        with suppress(OSError):
+            temporary = self._directory / f"{VERIFIED}.{os.getpid()}"
+            temporary.touch(0o600)
+            temporary.write_text(identity)
+            temporary.replace(self._directory / VERIFIED)
 
     def close(self) -> None:
         """Let go of the files."""
@@ -129,7 +165,7 @@ class States:
             ):
                 raise ValueError
             digests = (values["ram"], values["device"])
-            saved = Saved(key, ram, device, values["ready"], digests, (readers[0], readers[1]))
+            saved = Saved(key, ram, device, values["ready"], directory, digests, (readers[0], readers[1]))
             os.utime(directory)
         except FileNotFoundError:
             _close(opened)
@@ -246,11 +282,11 @@ def state_key(image: Image, spec: MachineSpec) -> str:
     )  # fmt: skip
     # The image's key vouches for its own kernel and initrd, and for no others.
     foreign = [
-        _identity(path) if path != own else None
+        _program(path) if path != own else None
         for path, own in ((spec.kernel, image.kernel), (spec.initrd, image.initrd))
     ]
     parts = [
-        FORMAT, image.key, _identity(spec.qemu), foreign, _host_cpu(), qemu_argv(shape, Channels(0, 0, 0)),
+        FORMAT, image.key, _program(spec.qemu), foreign, _host_cpu(), qemu_argv(shape, Channels(0, 0, 0)),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
@@ -278,16 +314,12 @@ def digest_sparse(fd: int) -> str:
     return digest.hexdigest()
 
 
-def _identity(path: Path) -> list[str | int]:
-    status = path.stat()
-    return [
-        os.fspath(path),
-        status.st_dev,
-        status.st_ino,
-        status.st_size,
-        status.st_mtime_ns,
-        status.st_ctime_ns,
-    ]
+def _program(path: Path) -> list[str | int]:
+    return [os.fspath(path), *_identity(path.stat())]
+
+
+def _identity(status: os.stat_result) -> list[int]:
+    return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def _host_cpu() -> str:
