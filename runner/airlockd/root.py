@@ -86,10 +86,19 @@ class Root:
         self.namespace = _own_namespace(SANDBOX)
 
     def take_down(self) -> None:
-        """Unmount so that the disk's filesystem is clean. Call when no process of the sandbox is left."""
+        """Leave a clean filesystem on the disk. Call when no process of the sandbox is left; the machine ends then."""
         if self.namespace >= 0:
             os.close(self.namespace)
             self.namespace = -1
+        # Shares too: what was written through mappings is the host's by now.
+        os.sync()
+        try:
+            # As clean as unmounted, for much less: nothing of what is mounted has to be taken apart.
+            linux.mount("", disk.DISK, "", linux.MS_REMOUNT | linux.MS_RDONLY)
+            return
+        except OSError:
+            # Something still holds it, or it was not mounted yet.
+            pass
         while self._mounts:
             target = self._mounts.pop()
             if target not in (SANDBOX, disk.DISK):

@@ -45,6 +45,7 @@ def main() -> NoReturn:
         boot.open_devices()
         linux.loopback_up()
         boot.mount_image(_parameter("airlock.rootfs") or "ext4")
+        boot.read_ahead()
         control = boot.open_port("airlock.control")
         # Held open from the beginning: a port has one opener, and that is never somebody else.
         network = start_network(boot.open_port("airlock.network"), control)
