@@ -117,6 +117,7 @@ def seeds() -> list[bytes]:
         {"t": "call", "op": "name", "id": 4, "name": "name.test."},
         {"t": "reply", "id": 1},
         {"t": "reset", "s": 1},
+        {"t": "event", "name": "refused", "packets": [[17, "192.0.2.1", 443, 3, "quic.test"]], "more": 1},
     ]
     wires = [b"".join(map(bytes, encode(header))) for header in headers]
     wires.append(wires[0] + b"".join(map(bytes, encode({"t": "data", "s": 1}, b"data"))))

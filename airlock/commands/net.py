@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from airlock_runner.project import Project
 
 HEADS = (
-    "TIME", "CONNECTION", "STATE", "SENT", "RECEIVED", "SECONDS", "DESTINATION", "ADDRESS", "RULE",
+    "TIME", "CONNECTION", "STATE", "PROTOCOL", "SENT", "RECEIVED", "SECONDS", "DESTINATION", "ADDRESS", "RULE",
 )  # fmt: skip
-_ROW = "{:<24}  {:<12}  {:<20}  {:>12}  {:>12}  {:>9}  {:<32}  {:<24}  {}"
-_COLOURS = {"denied": "red", "failed": "yellow", "reset": "yellow", "open": "green", "closed": None}
+_ROW = "{:<24}  {:<12}  {:<20}  {:<8}  {:>12}  {:>12}  {:>9}  {:<32}  {:<24}  {}"
+_COLOURS = {
+    "denied": "red", "refused": "red", "failed": "yellow", "reset": "yellow", "open": "green", "closed": None,
+}  # fmt: skip
 
 
 @group(
@@ -42,6 +44,8 @@ def net() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print an object of JSON per line.")
 def log(follow: bool, last: int | None, as_json: bool) -> None:
     """Print every connection: when, to what, whether it was allowed, by which rule, bytes each way, how long.
+
+    Packets that the sandbox says it refused (UDP, ICMP, IPv6, SCTP) are there, too, with their number.
 
     With -f, a connection comes twice: when it is made, and when it has ended.
     """
@@ -142,18 +146,22 @@ def _say(entry: Entry, as_json: bool) -> None:
 
         click.echo(json.dumps(entry.values()))
         return
+    from airlock_runner.net.record import PACKET
+
     record = entry.record
-    state = f"{record.state} {record.error}" if record.state == "failed" else record.state
+    more = record.error if record.state == "failed" else f"x{record.count}" if record.kind == PACKET else ""
+    sent, received = ("-", "-") if record.kind == PACKET else (str(record.sent), str(record.received))
     where = record.name or record.address or "?"
     if record.kind == "forward":
         where = "sandbox"
     elif record.kind == "port":
         where = "localhost"
-    port = "" if record.port is None else f":{record.port}"
+    if record.port is not None:
+        where = f"[{where}]:{record.port}" if ":" in where else f"{where}:{record.port}"
     _say_row(
         (
-            entry.time, record.id, state, str(record.sent), str(record.received), f"{record.seconds:.3f}",
-            f"{where}{port}", record.address or "-", record.rule,
+            entry.time, record.id, f"{record.state} {more}".rstrip(), record.protocol, sent, received,
+            f"{record.seconds:.3f}", where, record.address or "-", record.rule,
         ),
         _COLOURS.get(record.state),
     )  # fmt: skip

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -111,6 +112,13 @@ def running(
             except subprocess.TimeoutExpired:
                 sandbox.process.kill()
         sandbox.process.communicate()
+
+
+def log_of(project: Path, *, packets: bool = False) -> list[dict[str, Any]]:
+    """Every connection, or all packets that were refused, as `airlock net log` has them."""
+    done = subprocess.run([COMMAND, "net", "log", "--json"], cwd=project, capture_output=True, check=True)
+    entries = [json.loads(line) for line in done.stdout.splitlines()]
+    return [each for each in entries if (each["kind"] == "packet") == packets]
 
 
 def write_config(project: Path, text: str) -> None:

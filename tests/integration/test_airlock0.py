@@ -5,21 +5,18 @@ Programs in the guest are ping and perl. One sandbox serves all tests.
 
 from __future__ import annotations
 
-import json
 import socket
 import socketserver
 import struct
-import subprocess
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-from sandboxes import COMMAND, Running, running, write_config
+from sandboxes import Running, log_of, running, write_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 PRELUDE = "use strict; use Socket qw(:all); use IO::Socket::INET; alarm 200;"
 
@@ -56,11 +53,6 @@ def serving(talk: Callable[[socket.socket], None]) -> Iterator[int]:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         yield server.server_address[1]
         server.shutdown()
-
-
-def log_of(project: Path) -> list[dict[str, Any]]:
-    done = subprocess.run([COMMAND, "net", "log", "--json"], cwd=project, capture_output=True, check=True)
-    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 class Guest:

@@ -18,8 +18,8 @@ from urllib.request import urlopen
 import pytest
 from containers import BOX, IMPORT, RECIPE, write_project
 from registry import NAME, serving_registry
-from sandboxes import running
-from test_network import Handler, free_port, log_of, serving
+from sandboxes import log_of, running
+from test_network import Handler, free_port, serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -15,7 +15,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sandboxes import COMMAND, Running, running, write_config
+from sandboxes import COMMAND, Running, log_of, running, write_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -165,12 +165,6 @@ def free_port() -> int:
         return port
 
 
-def log_of(project: Path) -> list[dict[str, Any]]:
-    """Every connection, as `airlock net log` has it."""
-    done = subprocess.run([COMMAND, "net", "log", "--json"], cwd=project, capture_output=True, check=True)
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
 class World:
     """A sandbox, and what it could reach. `tried` is what a program in it is told at each of some destinations."""
 
@@ -183,6 +177,13 @@ class World:
 
     def logged(self, before: int = 0) -> list[dict[str, Any]]:
         return log_of(self.sandbox.project)[before:]
+
+    def refused(self) -> dict[tuple[str, str, int | None], int]:
+        """How many packets the sandbox says it refused, by protocol, name or address, and port."""
+        return {
+            (each["protocol"], each["name"] or each["address"], each["port"]): each["count"]
+            for each in log_of(self.sandbox.project, packets=True)
+        }
 
     def net(self, *words: str) -> str:
         done = subprocess.run(
@@ -210,7 +211,7 @@ def world(base_image: object, tmp_path_factory: pytest.TempPathFactory) -> Itera
             "up.bad.test" = "127.0.0.1"
             [network.rules.r]
             allow = ["*"]
-            deny = ["evil.test", "*.bad.test", "192.0.2.99"]
+            deny = ["evil.test", "*.bad.test", "192.0.2.99", "*:853"]
             [network.ports.p]
             host = ["{web}:3000", "{free_port()}:3001"]
             guest = ["{into}:4000"]
@@ -289,6 +290,8 @@ def test_ways_around_the_policy_fail_and_are_logged(world: World) -> None:
         "100.100.100.200:80": "internal address (carrier-grade NAT)",
         "192.168.0.1:443": "internal address (private)",
         "192.0.2.99:443": "r: deny 192.0.2.99",
+        # DNS over TLS.
+        "9.9.9.9:853": "r: deny *:853",
     }
     assert world.tried(*destinations) == dict.fromkeys(destinations, "Connection refused")
     records = world.logged(before)
@@ -296,12 +299,15 @@ def test_ways_around_the_policy_fail_and_are_logged(world: World) -> None:
     assert {each["verdict"] for each in records} == {"deny"}
 
 
-def test_nothing_but_tcp_and_dns_leaves_and_that_fails_at_once(world: World) -> None:
+def test_nothing_but_tcp_and_dns_leaves_and_that_fails_at_once_and_is_logged(world: World) -> None:
     before = len(world.logged())
-    quic = 'use IO::Socket::INET; $s = IO::Socket::INET->new(Proto=>"udp",PeerAddr=>"192.0.2.1:443") or die; ' \
+    send = 'use IO::Socket::INET; $s = IO::Socket::INET->new(Proto=>"udp",PeerAddr=>$ARGV[0]) or die; ' \
         'send $s,"x",0; recv($s, $b, 9, 0) // print "$!\\n"'  # fmt: skip
-    assert world.sandbox.exec("perl", "-e", quic).stdout == b"Connection refused\n"
-    assert world.tried("2001:db8::1:443")["2001:db8::1:443"] != "connected"
+    # QUIC by name and by address, and a resolver at another port.
+    destinations = ("web.test:443", "192.0.2.1:443", "192.0.2.53:5353")
+    for each in destinations:
+        assert world.sandbox.exec("perl", "-e", send, each).stdout == b"Connection refused\n"
+    assert world.tried("2001:db8::1:443")["2001:db8::1:443"] == "Network is unreachable"
     assert world.sandbox.exec("ping", "-c1", "-W20", "192.0.2.1").returncode != 0
     # Whatever resolver is asked, it is ours that answers, and no query leaves.
     ask = 'use IO::Socket::INET; $q = pack("n6",7,256,1,0,0,0)."\\4name\\4made\\2up\\0".pack("n2",1,1); ' \
@@ -309,6 +315,16 @@ def test_nothing_but_tcp_and_dns_leaves_and_that_fails_at_once(world: World) -> 
         'print join ".", unpack "C4", substr $b, -4'  # fmt: skip
     assert world.sandbox.exec("perl", "-e", ask).stdout.startswith(b"10.2.")
     assert world.logged(before) == []
+    wanted = {("udp", each.split(":")[0], int(each.split(":")[1])) for each in destinations}
+    wanted |= {("tcp", "2001:db8::1", 443), ("icmp", "192.0.2.1", None)}
+    # The sandbox tells of all but the first up to a second later.
+    waiting = threading.Event()
+    for _ in range(200):
+        if wanted <= world.refused().keys():
+            break
+        waiting.wait(0.1)
+    assert wanted <= world.refused().keys()
+    assert "udp" in world.net("log")
 
 
 def test_ports_both_ways(world: World) -> None:
@@ -419,16 +435,18 @@ def test_deny_by_default_with_names_that_do_not_exist(airlock: Airlock, project:
             """,
         )
         script = (
-            f"perl try.pl web.test:{web} web.test:1 other.test:{web} made.up:80 8.8.8.8:80 1.1.1.1:80;"
+            f"perl try.pl web.test:{web} web.test:1 other.test:{web} made.up:80 8.8.8.8:80 1.1.1.1:80 1.1.1.1:853;"
             f"curl -sS http://web.test:{web}/"
         )
         done = airlock("start", "--", "sh", "-c", script, cwd=project)
     assert done.stdout.decode().splitlines() == [
         f"web.test:{web} connected", "web.test:1 Connection refused", f"other.test:{web} no such name",
-        "made.up:80 no such name", "8.8.8.8:80 Connection refused", "1.1.1.1:80 Connection refused", "hello",
+        "made.up:80 no such name", "8.8.8.8:80 Connection refused", "1.1.1.1:80 Connection refused",
+        "1.1.1.1:853 Connection refused", "hello",
     ]  # fmt: skip
     assert [each["rule"] for each in log_of(project)] == [
         f"r: allow web.test:{web}", "policy deny-by-default", "r: deny 8.8.8.8", "policy deny-by-default",
+        "policy deny-by-default",
         f"r: allow web.test:{web}",
     ]  # fmt: skip
 

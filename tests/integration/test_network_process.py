@@ -98,7 +98,8 @@ def test_the_device_is_the_default_route(guest: Guest) -> None:
     )
     assert "192.168.77.1/24" in said
     assert "default via 192.168.77.2 dev airlock0" in said
-    assert said.count("default") == 1
+    assert "default dev airlock0 metric" in said
+    assert said.count("default") == 2
 
 
 # ---- connections
@@ -280,6 +281,58 @@ def test_ten_thousand_in_a_row_leave_nothing_in_the_guest(guest: Guest) -> None:
 
 def alive(guest: Guest) -> bool:
     return guest.address("web.test").startswith("10.2.")
+
+
+def refused(guest: Guest) -> dict[tuple[str, str, int], int]:
+    """What the log has of refused packets: how many, by protocol, address and port."""
+    return {
+        (each["protocol"], each["address"], each["port"]): each["count"]
+        for each in guest.host.records
+        if each["verdict"] == "refused"
+    }
+
+
+def test_what_is_refused_is_logged_and_costs_a_bounded_number_of_lines(guest: Guest) -> None:
+    """QUIC by name, DNS at another port, SCTP, a protocol that nobody has, and one that shouts."""
+    address = guest.address("quic.test")
+    guest.host.records.clear()
+    for target, port in ((address, 443), ("192.0.2.53", 5353)):
+        with guest.inside.socket(kind=socket.SOCK_DGRAM) as client:
+            client.connect((target, port))
+            client.send(b"x")
+            with pytest.raises(ConnectionRefusedError):
+                client.recv(1)
+    for protocol in (socket.IPPROTO_SCTP, 200):
+        with guest.inside.socket(kind=socket.SOCK_RAW, protocol=protocol) as client:
+            client.sendto(struct.pack(">HHII", 1, 7, 0, 0), ("192.0.2.1", 0))
+    wanted = {
+        ("udp", address, 443),
+        ("udp", "192.0.2.53", 5353),
+        ("sctp", "192.0.2.1", 7),
+        ("ip-200", "192.0.2.1", None),
+    }
+    guest.until(lambda: wanted <= refused(guest).keys())
+    assert [each["name"] for each in guest.host.records if each["port"] == 443] == ["quic.test"]
+    guest.host.records.clear()
+    with guest.inside.socket(kind=socket.SOCK_DGRAM) as client:
+        for number in range(3000):
+            client.sendto(b"x", ("192.0.2.7", number % 300 + 1000))
+    guest.until(lambda: ("ip", None, None) in refused(guest))
+    assert len(guest.host.records) < 300
+    assert alive(guest)
+
+
+def test_ipv6_is_refused_at_once_and_logged(guest: Guest) -> None:
+    guest.host.records.clear()
+    with guest.inside.socket(socket.AF_INET6) as client:
+        assert client.connect_ex(("2001:db8::1", 443)) == errno.ENETUNREACH
+    with guest.inside.socket(socket.AF_INET6, socket.SOCK_DGRAM) as client:
+        client.connect(("2001:db8::2", 443))
+        client.send(b"x")
+        with pytest.raises(ConnectionRefusedError):
+            client.recv(1)
+    wanted = {("tcp", "2001:db8::1", 443), ("udp", "2001:db8::2", 443)}
+    guest.until(lambda: wanted <= refused(guest).keys())
 
 
 def test_any_bytes_as_a_packet(guest: Guest) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import socket
-import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1] / "integration"))
 import pytest
-from sandboxes import COMMAND, running, write_config
+from sandboxes import log_of, running, write_config
 
 pytestmark = pytest.mark.usefixtures("base_image")
 
@@ -30,11 +27,6 @@ sub answer { my $got = ""; my $bits = ""; vec($bits, $fd, 1) = 1;
         select(my $ready = $bits, undef, undef, undef); sysread($wire, $got, 4096, length $got) }
     substr($got, 8, unpack("N", $got)) }
 """
-
-
-def log_of(project: Path) -> list[dict[str, Any]]:
-    done = subprocess.run([COMMAND, "net", "log", "--json"], cwd=project, capture_output=True, check=True)
-    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def test_the_port_cannot_be_opened(project: Path) -> None:

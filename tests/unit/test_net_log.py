@@ -121,12 +121,22 @@ def test_any_line_is_an_entry_or_nothing(line: bytes) -> None:
     assert entry is None or isinstance(entry.record.id, str)
 
 
+def test_lines_of_an_earlier_version_are_read(project: Project) -> None:
+    values = record(1).values()
+    del values["protocol"], values["count"]
+    journal = Journal(project, complain)
+    journal.write(values)
+    journal.close()
+    assert [entry.record for entry in connections(project)] == [record(1)]
+
+
 def test_rules_are_learned_from_what_was_reached() -> None:
     seen = [
         record(1, state="closed"), record(2, state="closed"), record(3, name="B.com.", state="open"),
         record(4, name=None, address="fd00::1", state="reset"), record(5, name="evil.com", state="denied"),
         record(6, name="gone.com", state="failed"), record(7, kind="port", name=None), record(8, name="0x7f.1"),
         record(9, name='x"\n]', state="closed"), record(10, port=0), record(11, name=None, address=None),
+        record(12, name="quic.com", kind="packet", state="refused", verdict="refused"),
     ]  # fmt: skip
     entries = [Entry("t", each) for each in seen]
     assert learned(entries) == ["127.0.0.1:443", "[fd00::1]:443", "a.com:443", "b.com:443"]
@@ -145,14 +155,16 @@ def test_the_log_is_a_table_with_hostile_text_made_safe(
         project,
         record(1, state="closed", sent=10, received=20, seconds=0.5, rule="r: allow a.com"),
         record(2, name="\x1b[2J\nevil", state="denied", verdict="deny", rule="policy deny-by-default"),
+        record(4, kind="packet", verdict="refused", state="refused", protocol="udp", count=12),
         record(3, name=None, state="failed", error="ETIMEDOUT"),
     )
     assert run(["net", "log"]) == 0
-    head, first, second, third = capsys.readouterr().out.splitlines()
+    head, first, second, packets, third = capsys.readouterr().out.splitlines()
     assert head.split()[:3] == ["TIME", "CONNECTION", "STATE"]
     assert first.split()[1:] == [
         "s-1",
         "closed",
+        "tcp",
         "10",
         "20",
         "0.500",
@@ -163,6 +175,7 @@ def test_the_log_is_a_table_with_hostile_text_made_safe(
         "a.com",
     ]
     assert "\\x1b[2J evil:443" in second
+    assert packets.split()[2:8] == ["refused", "x12", "udp", "-", "-", "0.000"]
     assert "failed ETIMEDOUT" in third
     assert "1.2.3.4:443" in third
     assert run(["net", "log", "--json", "-n", "1"]) == 0

@@ -145,7 +145,11 @@ def test_ipv6_goes_nowhere() -> None:
     data = struct.pack(">IHBB", 6 << 28, 8, packet.UDP, 64) + source + target + bytes(8)
     answer = packet.unreachable6(data)
     assert answer is not None
-    assert (answer[8:24], answer[24:40], answer[40:42], answer[48:]) == (target, source, b"\1\0", data)
+    # Linux tells a UDP program of nobody at the port, but not of no route.
+    assert (answer[8:24], answer[24:40], answer[40:42], answer[48:]) == (target, source, b"\1\4", data)
+    tcp = packet.unreachable6(data[:6] + bytes((packet.TCP,)) + data[7:])
+    assert tcp is not None
+    assert tcp[40:42] == b"\1\0"
     pseudo = target + source + struct.pack(">II", len(answer) - 40, packet.ICMPV6)
     assert reference(pseudo + answer[40:]) == 0xFFFF
     assert packet.unreachable6(answer) is None

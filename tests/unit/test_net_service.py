@@ -192,6 +192,19 @@ def test_ways_around_the_policy_are_refused_and_logged(tmp_path: Path) -> None:
         assert not sandbox.closed
 
 
+def test_dns_over_tls_is_a_connection_like_any_other(tmp_path: Path) -> None:
+    """A resolver's address is on the internet: a rule, or a policy that denies the rest, is what closes it."""
+    rules = {"r": RuleConfig(allow=("*",), deny=("*:853", "dns.test"))}
+    for config, rule in (
+        (NetworkConfig(rules=rules), "r: deny *:853"),
+        (NetworkConfig(policy="deny-by-default"), "policy deny-by-default"),
+    ):
+        with guest(config, tmp_path, fake_dns) as sandbox:
+            for name, address in ((None, "9.9.9.9"), (None, "2620:fe::fe"), ("resolver.test", "10.2.0.1")):
+                assert sandbox.answered(sandbox.connect(853, name, address)).error == "ECONNREFUSED"
+            assert [each["rule"] for each in sandbox.records] == [rule] * 3
+
+
 def test_a_name_that_is_denied_is_never_looked_up(tmp_path: Path) -> None:
     asked: list[str] = []
 

@@ -51,6 +51,8 @@ class Connection:
         self._missing: set[str] = set()
         address = str(request.address) if request.address is not None and request.name is None else None
         self.record = Record(service.number(), request.kind, request.name, address, request.port or None)
+        if request.kind == "socket":
+            self.record.protocol = "unix"
         self.relay = Relay(service.link, request.stream, self._on_done)
 
     def start(self) -> None:

@@ -150,7 +150,8 @@ def _parse(line: bytes) -> Entry | None:
         return None
     record: dict[str, Any] = {}
     for each in fields(Record):
-        value = values.get(each.name)
+        # Lines of earlier versions have no such keys.
+        value = values.get(each.name, each.default if each.name in ("protocol", "count") else None)
         if not _fits(value, _TYPES[each.name]):
             return None
         record[each.name] = value
@@ -164,7 +165,7 @@ def _fits(value: object, kinds: tuple[type, ...]) -> bool:
 _TYPES: dict[str, tuple[type, ...]] = {
     "id": (str,), "kind": (str,), "name": (str, type(None)), "address": (str, type(None)),
     "port": (int, type(None)), "verdict": (str,), "rule": (str,), "state": (str,), "error": (str, type(None)),
-    "sent": (int,), "received": (int,), "seconds": (float, int),
+    "sent": (int,), "received": (int,), "seconds": (float, int), "protocol": (str,), "count": (int,),
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from airlock_runner.net.addresses import parse_address
+from airlock_runner.net.names import canonical
 from airlockd.protocol.frames import ProtocolError
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 MAX_ID = 2**53
 MAX_TEXT = 1024
+MAX_REFUSED = 64
+"""Destinations in one report of what airlock0 refused."""
 ERRNOS = ("ECONNREFUSED", "EHOSTUNREACH", "ENETUNREACH", "ETIMEDOUT", "ECONNRESET", "EACCES")
 """What a failed connection may be called, both ways."""
 
@@ -48,16 +51,38 @@ class Answer(NamedTuple):
     errno: str | None
 
 
-def parse(header: Header) -> Connect | NameQuery | Answer:
+class Packets(NamedTuple):
+    """`times` packets of an IP protocol to a destination, whose port is None where there is none."""
+
+    protocol: int
+    address: Address
+    port: int | None
+    times: int
+    name: str | None
+
+
+class Refused(NamedTuple):
+    """What airlock0 refused since the last report, and how many packets are not among them."""
+
+    packets: list[Packets]
+    more: int
+
+
+def parse(header: Header) -> Connect | NameQuery | Answer | Refused:
     """The request in a frame that belongs to no stream. Raises ProtocolError."""
+    if header["t"] == "event":
+        return _refused(header)
     number = _integer(header, "id", 0, MAX_ID)
-    kind = header["t"]
-    if kind == "reply":
+    if header["t"] == "reply":
         return Answer(number, None)
-    if kind == "error":
+    if header["t"] == "error":
         errno = header.get("errno")
         return Answer(number, errno if errno in ERRNOS else "ECONNREFUSED")
-    op = header.get("op")
+    return _call(header, number)
+
+
+def _call(header: Header, number: int) -> Connect | NameQuery:
+    kind, op = header["t"], header.get("op")
     if kind != "call" or op not in ("connect", "name"):
         raise ProtocolError(f"unexpected {kind} {op!r:.40}")
     if op == "name":
@@ -76,6 +101,34 @@ def parse(header: Header) -> Connect | NameQuery | Answer:
             return Connect(number, stream, "socket", _text(header, "name"), None, 0)
         case other:
             raise ProtocolError(f"unknown kind of connection {other!r:.40}")
+
+
+def _refused(header: Header) -> Refused:
+    packets = header.get("packets")
+    if (
+        header.get("name") != "refused"
+        or not isinstance(packets, list)
+        or not 1 <= len(packets) <= MAX_REFUSED
+    ):
+        raise ProtocolError(f"unexpected event {header.get('name')!r:.40}")
+    return Refused([_packets(each) for each in packets], _integer(header, "more", 0, MAX_ID))
+
+
+def _packets(values: object) -> Packets:
+    if not isinstance(values, list) or len(values) != 5:
+        raise ProtocolError(f"bad packets {values!r:.40}")
+    said = dict(zip(Packets._fields, values, strict=True))
+    name = None
+    if said["name"] is not None:
+        try:
+            name = canonical(_text(said, "name"))
+        except ValueError:
+            # It stood for an address in the guest; on the host there is none of this name.
+            pass
+    port = None if said["port"] is None else _integer(said, "port", 0, 65535)
+    return Packets(
+        _integer(said, "protocol", 0, 255), _address(said), port, _integer(said, "times", 1, MAX_ID), name
+    )
 
 
 def _integer(header: Header, key: str, low: int, high: int) -> int:

@@ -14,7 +14,8 @@ from airlock_runner.net.connection import Connection
 from airlock_runner.net.forwards import Forward
 from airlock_runner.net.names import canonical
 from airlock_runner.net.policy import judge_name
-from airlock_runner.net.requests import Answer, Connect, NameQuery, parse
+from airlock_runner.net.refusals import Refusals
+from airlock_runner.net.requests import Answer, Connect, NameQuery, Refused, parse
 from airlock_runner.net.resolver import Resolver
 from airlockd.protocol.frames import ProtocolError
 
@@ -63,6 +64,7 @@ class Service:
         # Every connection of every session has a name of its own.
         self._session = secrets.token_hex(3)
         self._timer: Timer | None = None
+        self._refusals = Refusals(loop, self.number, log)
         _allow_descriptors()
         self._forwards = [Forward(self, each) for each in settled.to_guest]
 
@@ -86,6 +88,7 @@ class Service:
             self._timer.cancel()
         if self._resolver is not None:
             self._resolver.close()
+        self._refusals.close()
 
     def on_message(self, message: Message) -> None:
         """A frame that belongs to no stream. Raises ProtocolError, upon which the link is closed."""
@@ -94,6 +97,8 @@ class Service:
             self._connect(request)
         elif isinstance(request, NameQuery):
             self.link.mux.send({"t": "reply", "id": request.id, "allowed": self._allows(request)})
+        elif isinstance(request, Refused):
+            self._refusals.add(request)
         else:
             self._answered(request)
 

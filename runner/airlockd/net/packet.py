@@ -8,13 +8,15 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-TCP, UDP, ICMP, ICMPV6 = 6, 17, 1, 58
+TCP, UDP, ICMP, ICMPV6, SCTP = 6, 17, 1, 58, 132
 FIN, SYN, RST, ACK = 0x01, 0x02, 0x04, 0x10
 NET_UNREACHABLE, HOST_UNREACHABLE, PROTOCOL_UNREACHABLE, PORT_UNREACHABLE, PROHIBITED = 0, 1, 2, 3, 13
 """Codes of ICMP's `destination unreachable`."""
 HEADER = 20
 """Bytes of an IPv4 header without options, and where the transport's header starts."""
 _ICMP_ERRORS = (3, 4, 5, 11, 12)
+_NO_ROUTE6, _NOBODY6 = 0, 4
+"""Codes of ICMPv6's `destination unreachable`."""
 _TTL = 64
 _TUPLE = slice(12, 24)
 _IP_SUM, _TCP_SUM, _FLAGS = 10, HEADER + 16, HEADER + 13
@@ -68,6 +70,20 @@ def is_plain_tcp(packet: bytes | memoryview) -> bool:
 def tuple_of(packet: bytes | memoryview) -> bytes:
     """Source address, destination address, source port, destination port: 12 bytes."""
     return bytes(packet[_TUPLE])
+
+
+def destination(packet: bytes | memoryview) -> tuple[int, bytes, int | None]:
+    """Protocol, address of 4 or 16 bytes, and port of any packet that is whole up to the end of its IP header.
+
+    The port is None where the protocol has none, or the packet ends before it. The protocol of IPv6 is what follows
+    its first header.
+    """
+    if packet[0] >> 4 == 6:
+        protocol, address, end = packet[6], bytes(packet[24:40]), 40
+    else:
+        protocol, address, end = packet[9], bytes(packet[16:20]), (packet[0] & 15) * 4
+    has_port = protocol in (TCP, UDP, SCTP) and len(packet) >= end + 4
+    return protocol, address, _SHORT.unpack_from(packet, end + 2)[0] if has_port else None
 
 
 def back(tuple_: bytes) -> bytes:
@@ -161,12 +177,16 @@ def echo_reply(packet: bytes | memoryview) -> bytes | None:
 
 
 def unreachable6(packet: bytes | memoryview) -> bytes | None:
-    """ICMPv6's word that IPv6 goes nowhere (RFC 4443, 3.1: no route); nothing about errors and multicast."""
+    """ICMPv6's word that IPv6 goes nowhere (RFC 4443, 3.1); nothing about errors and multicast.
+
+    No route; but to UDP that there is nobody at the port, for Linux tells no program the other.
+    """
     if len(packet) < 40 or packet[24] == 0xFF or (packet[6] == ICMPV6 and bytes(packet[40:41]) < b"\x80"):
         return None
     source, target = bytes(packet[24:40]), bytes(packet[8:24])
     # A minimal MTU of 1280 bounds how much of the packet comes back.
-    text = struct.pack(">BBHI", 1, 0, 0, 0) + bytes(packet[: 1280 - 48])
+    code = _NOBODY6 if packet[6] == UDP else _NO_ROUTE6
+    text = struct.pack(">BBHI", 1, code, 0, 0) + bytes(packet[: 1280 - 48])
     pseudo = source + target + struct.pack(">II", len(text), ICMPV6)
     text = text[:2] + _SHORT.pack(checksum(pseudo + text)) + text[4:]
     return struct.pack(">IHBB", 6 << 28, len(text), ICMPV6, _TTL) + source + target + text

@@ -21,6 +21,7 @@ from airlockd.net.dns_server import DnsConnection
 from airlockd.net.flows import BOTH, DEVICE, GATEWAY, Flow, Flows
 from airlockd.net.listeners import NO_DESCRIPTORS, Listeners, reset
 from airlockd.net.names import Names
+from airlockd.net.refused import Refused
 from airlockd.protocol.link import Link
 from airlockd.protocol.loop import Loop
 from airlockd.protocol.mux import NETWORK_WINDOW
@@ -84,6 +85,7 @@ class Network:
         self.loop = Loop(many=True)
         self.link = Link(self.loop, port, self._on_message, self._on_close, window=NETWORK_WINDOW)
         self.names = Names()
+        self._refused = Refused(self.link, self.names)
         self._device = device
         self._listener = socket.create_server((socket.inet_ntoa(DEVICE), 0), backlog=4096)
         self._listener.setblocking(False)
@@ -158,7 +160,7 @@ class Network:
         if len(data) < packet.HEADER:
             return
         if data[0] >> 4 == 6:
-            self._put(packet.unreachable6(data))
+            self._reject(data, packet.unreachable6(data))
         elif packet.is_plain_tcp(data):
             flags = packet.tcp_flags(data)
             if flags & packet.SYN and not flags & packet.ACK:
@@ -170,17 +172,24 @@ class Network:
         elif data[9] == packet.ICMP and packet.is_plain(data) and bytes(data[16:20]) in (GATEWAY, RESOLVER):
             self._put(packet.echo_reply(data))
         elif data[0] >> 4 == 4:
-            self._put(packet.unreachable(data, GATEWAY, _CODES.get(data[9], packet.PROTOCOL_UNREACHABLE)))
+            code = _CODES.get(data[9], packet.PROTOCOL_UNREACHABLE)
+            self._reject(data, packet.unreachable(data, GATEWAY, code))
 
     def _on_udp(self, data: memoryview) -> None:
         asked = packet.udp_payload(data)
         if asked is None:
             return
         if int.from_bytes(data[22:24], "big") != DNS_PORT:
-            self._put(packet.unreachable(data, GATEWAY, packet.PORT_UNREACHABLE))
+            self._reject(data, packet.unreachable(data, GATEWAY, packet.PORT_UNREACHABLE))
             return
         head = bytes(data[: packet.HEADER + 8])
         self.resolve(asked, lambda answer: self._put(packet.udp_answer(head, dns.truncated(answer, 512))))
+
+    def _reject(self, data: memoryview, answer: bytes | None) -> None:
+        """It is not delivered; without an answer nobody is told, for it is one itself, or is for many."""
+        if answer is not None:
+            self._put(answer)
+            self._refused.add(data)
 
     def _put(self, data: bytes | None) -> None:
         if data is not None:

@@ -38,12 +38,7 @@ def create() -> int:
     name = NAME.encode()
     fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", name, _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR))
     fcntl.ioctl(fd, _TUNSETOFFLOAD, _CHECKSUMS | _TSO4 | _TSO6 | _TSO_ECN)
-    try:
-        with open(f"/proc/sys/net/ipv6/conf/{NAME}/disable_ipv6", "w", encoding="ascii") as file:
-            file.write("1")
-    except FileNotFoundError:
-        # A kernel without IPv6.
-        pass
+    six = _no_questions()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as handle:
         for request, value in (
             (_SIOCSIFADDR, struct.pack("=H2x4s8x", socket.AF_INET, DEVICE)),
@@ -53,13 +48,27 @@ def create() -> int:
         ):
             fcntl.ioctl(handle, request, struct.pack("16s16s8x", name, value))
         index = socket.if_nametoindex(NAME)
-    _default_route(index)
+    _default_route(index, socket.AF_INET, struct.pack("=HH4s", 8, _RTA_GATEWAY, GATEWAY))
+    if six:
+        # It goes nowhere, but has to come here to be refused and told.
+        _default_route(index, socket.AF_INET6)
     return fd
 
 
-def _default_route(index: int) -> None:
-    route = struct.pack("=BBBBBBBBI", socket.AF_INET, 0, 0, 0, _TABLE_MAIN, _PROTOCOL_BOOT, 0, _UNICAST, 0)
-    attributes = struct.pack("=HHI", 8, _RTA_OIF, index) + struct.pack("=HH4s", 8, _RTA_GATEWAY, GATEWAY)
+def _no_questions() -> bool:
+    """Whether there is IPv6, whose kernel then asks nobody on the device about routers."""
+    try:
+        for name in ("router_solicitations", "accept_ra"):
+            with open(f"/proc/sys/net/ipv6/conf/{NAME}/{name}", "w", encoding="ascii") as file:
+                file.write("0")
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _default_route(index: int, family: int, gateway: bytes = b"") -> None:
+    route = struct.pack("=BBBBBBBBI", family, 0, 0, 0, _TABLE_MAIN, _PROTOCOL_BOOT, 0, _UNICAST, 0)
+    attributes = struct.pack("=HHI", 8, _RTA_OIF, index) + gateway
     length = 16 + len(route) + len(attributes)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as netlink:
         netlink.send(struct.pack("=IHHII", length, _RTM_NEWROUTE, _REQUEST, 1, 0) + route + attributes)
