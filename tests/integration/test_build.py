@@ -47,11 +47,23 @@ run = [
     "setcap cap_net_raw+ep /usr/bin/env",
     "cd /srv; mkdir a; echo text > a/b; chown 7:8 a/b; chmod 4750 a/b",
     "cat /proc/net/dev > /etc/net-dev; ls /sys > /etc/sys; ! touch /proc/sys/kernel/hostname",
+    "ls /proc/self/fd > /etc/handles; set -- /proc/[0-9]*; echo $# > /etc/processes",
+    "touch /dev/shm/airlock-was-here; [ $(readlink /proc/self/ns/ipc) != ipc:[4026531839] ]",
 ]
 
 [rootfs.files]
 "/etc/motd" = "hello\\n"
 "/usr/local/bin/greet" = { source = "greet", mode = "0755" }
+# What ran before the lines as root, without limits; files are there before that.
+"/usr/bin/setpriv" = { source = "greedy", mode = "0755" }
+"/usr/bin/env" = { source = "greedy", mode = "0755" }
+"""
+
+GREEDY = """#!/bin/sh
+grep -E 'Cap(Prm|Bnd|Inh)' /proc/self/status > /etc/capabilities
+while [ "$1" != /bin/sh ]; do shift; done
+export PATH=/usr/sbin:/usr/bin
+exec "$@"
 """
 
 BUILD = """
@@ -95,6 +107,7 @@ def shared(store: Store, base_image: Image, tmp_path_factory: pytest.TempPathFac
 def write_tiny(directory: Path, text: str = TINY) -> Path:
     directory.mkdir(exist_ok=True)
     (directory / "greet").write_text("#!/bin/sh\necho hello\n")
+    (directory / "greedy").write_text(GREEDY)
     recipe = directory / "tiny.toml"
     recipe.write_text(text)
     return recipe
@@ -258,6 +271,22 @@ def test_what_a_recipe_says_is_in_the_image(tiny: tuple[Store, Path]) -> None:
     assert read("cat /etc/sys") == ""
     # Of the network a line sees the loopback device that is down, and nothing of the host's.
     assert [line.partition(":")[0].strip() for line in read("cat /etc/net-dev").splitlines()[2:]] == ["lo"]
+
+
+def test_nothing_leads_out_of_the_new_root(tiny: tuple[Store, Path]) -> None:
+    store, recipe = tiny
+    read = debugfs(toolbox_of(store), output_of(store, recipe, "image") / "rootfs.ext4")
+    # Its own three, and that of the listing; two shells, the lines' and the line's.
+    assert read("cat /etc/handles").split() == ["0", "1", "2", "3"]
+    assert read("cat /etc/processes") == "2\n"
+    assert not Path("/dev/shm/airlock-was-here").exists()
+    # chown, dac_override, fowner, fsetid, kill, setgid, setuid, setpcap, setfcap: not chroot, mknod or mount.
+    allowed = "00000000800001fb"
+    assert dict(line.split() for line in read("cat /etc/capabilities").splitlines()) == {
+        "CapInh:": "0" * 16,
+        "CapPrm:": allowed,
+        "CapBnd:": allowed,
+    }
 
 
 def test_changing_the_machine_rebuilds_the_last_step_only(tiny: tuple[Store, Path], tmp_path: Path) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,6 +21,7 @@ from airlock_builder.pack.guest_python import own_modules
 from airlock_builder.rootfs import mmdebstrap
 from airlock_builder.rootfs.apt import parse_stanza
 from airlock_builder.rootfs.fetch import read_packages, write_repository
+from airlock_builder.rootfs.room import room_for
 from airlock_store.contents import sha256_of
 from airlock_store.errors import BuildError
 
@@ -227,6 +231,17 @@ def test_lines_reach_the_shell_as_they_are(lines: list[str], says: list[str], fa
 def test_the_hook_is_a_script_that_a_shell_can_read(tmp_path: Path) -> None:
     (tmp_path / "hook").write_text(mmdebstrap.hook_script(['echo "it\'s" $((1 + 1))', "true\nfalse"]))
     subprocess.run(["/bin/sh", "-n", tmp_path / "hook"], check=True)
+
+
+def test_a_tree_of_root_is_roots_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    work: Any = SimpleNamespace(
+        store=SimpleNamespace(root=tmp_path), step=SimpleNamespace(key="0"), log=lambda _line: None
+    )
+    with room_for(work) as room:
+        # An ordinary user's tree has to be passed through by the users that are mapped.
+        assert room.stat().st_mode & 0o777 == (0o700 if os.geteuid() == 0 else 0o711)
+    assert not room.exists()
 
 
 # Repositories

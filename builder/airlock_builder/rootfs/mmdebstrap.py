@@ -74,17 +74,33 @@ _STAGE = re.compile(r"I: ((?:downloading|extracting|installing|creating) .*?)\.*
 _CAPABILITIES = (
     "chown", "dac_override", "fowner", "fsetid", "kill", "setfcap", "setgid", "setpcap", "setuid",
 )  # fmt: skip
-# "$1" is the new root, "$2" the lines. They get no network and see no process but their own. Their /tmp and /run are
-# fresh, because mmdebstrap keeps in /tmp the file that holds its apt back from the host's; a line that cleaned it away
-# would have the host's lists removed.
+# "$1" is the new root, "$2" the lines, "$3" _CHROOT, "$4" the capabilities. They get no network, see no process but
+# their own, and share no memory with the host. Their /tmp and /run are fresh, because mmdebstrap keeps in /tmp the file
+# that holds its apt back from the host's; a line that cleaned it away would have the host's lists removed.
 _ENTER = """\
 mount -t tmpfs -o mode=1777 tmpfs "$1/tmp"
 mount -t tmpfs -o mode=0755 tmpfs "$1/run"
-mount -o remount,bind,ro "$1/proc"
+mount -t tmpfs -o mode=1777 tmpfs "$1/dev/shm"
+mount -t proc -o ro,nosuid,nodev,noexec proc "$1/proc"
 umount -l "$1/sys"
-exec chroot "$1" /usr/bin/setpriv --bounding-set "$3" /usr/bin/env -i \
+exec setpriv --inh-caps -all --bounding-set "$4,+sys_chroot" perl -e "$3" -- "$1" /usr/bin/env -i \
     PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 \
     SOURCE_DATE_EPOCH="$SOURCE_DATE_EPOCH" /bin/sh -uc "$2" </dev/null
+"""
+# Enters the new root for good. Whatever runs in there may be the recipe's, so nothing is left to it: the capability to
+# leave is given up before, and so is every handle of ours and of mmdebstrap. Some are directories outside, by which to
+# leave, and one is a socket by which mmdebstrap reads and writes files of the host. In Perl, as mmdebstrap is, because
+# a mapped root may not be able to reach our own Python.
+_CHROOT = """\
+use POSIX (); require "syscall.ph";
+my ($root, @command) = @ARGV;
+opendir my $handles, "/proc/self/fd" or die "/proc/self/fd: $!";
+my @open = grep { /^[0-9]+$/ && $_ > 2 } readdir $handles;
+chroot $root and chdir "/" or die "$root: $!";
+my ($PR_CAPBSET_DROP, $CAP_SYS_CHROOT) = (24, 18);
+syscall(&SYS_prctl, $PR_CAPBSET_DROP, $CAP_SYS_CHROOT, 0, 0, 0) == 0 or die "prctl: $!";
+POSIX::close($_) for @open;
+exec @command or die "$command[0]: $!";
 """
 
 
@@ -193,8 +209,9 @@ def hook_script(run: Sequence[str], leftovers: Sequence[str] = _LEFTOVERS) -> st
     """The program that mmdebstrap runs when all is installed, outside of the new root, which is its "$1". Pure."""
     capabilities = ",".join(["-all", *(f"+{name}" for name in _CAPABILITIES)])
     inner = shlex.join(["sh", "-euc", _ENTER, "sh"])
-    outer = "unshare --mount --net --pid --fork --kill-child"
-    return f"""#!/bin/sh\nexec {outer} {inner} "$1" {shlex.quote(script(run, leftovers))} {capabilities} 2>&1\n"""
+    outer = "unshare --mount --net --ipc --pid --fork --kill-child"
+    arguments = f'"$1" {shlex.quote(script(run, leftovers))} {shlex.quote(_CHROOT)} {capabilities}'
+    return f"#!/bin/sh\nexec {outer} {inner} {arguments} 2>&1\n"
 
 
 def script(run: Sequence[str], leftovers: Sequence[str]) -> str:
