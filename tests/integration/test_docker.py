@@ -11,24 +11,23 @@ import os
 import re
 import shutil
 from http.server import ThreadingHTTPServer
-from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.request import urlopen
 
 import pytest
-from containers import BOX, IMPORT, RECIPE, write_project
+from containers import BOX, EXAMPLE, IMPORT, write_project
 from registry import NAME, serving_registry
 from sandboxes import log_of, running
 from test_network import Handler, free_port, serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from conftest import Airlock
     from registry import Registry
     from sandboxes import Running
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "docker"
 LARGE = 200 << 20
 METADATA = "169.254.169.254"
 PODMAN = f"""
@@ -102,10 +101,9 @@ docker run --rm built getcap /bin/tool
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped example, with the recipe of all tests of containers in the place of its own."""
+    """The shipped example, with one more compose file."""
     path = tmp_path_factory.mktemp("project") / "example"
     shutil.copytree(EXAMPLE, path)
-    (path / "sandbox.toml").write_text(RECIPE)
     (path / "networks.yaml").write_text(NETWORKS)
     return path
 
@@ -192,9 +190,9 @@ def test_a_container_runs_and_the_daemon_is_as_it_should_be(sandbox: Running) ->
 
 
 def test_who_is_in_the_group_may_use_it(sandbox: Running) -> None:
-    as_user = "setpriv --reuid podman --regid podman --init-groups docker ps"
+    as_user = "setpriv --reuid games --regid games --init-groups docker ps"
     assert sandbox.exec("sh", "-c", as_user).returncode == 1
-    sandbox.sh(f"usermod -aG docker podman; {as_user}")
+    sandbox.sh(f"usermod -aG docker games; {as_user}")
 
 
 def test_limits_are_enforced(sandbox: Running) -> None:
@@ -335,15 +333,16 @@ def test_what_docker_has_is_kept_and_a_daemon_by_hand_finds_it(
 
 
 def test_a_hardened_daemon_fails_and_says_what_to_change(airlock: Airlock, tmp_path: Path) -> None:
-    write_project(tmp_path, "[daemons.dockerd]\nharden = true\nmax_restarts = 1")
+    text = "[daemons.dockerd]\nharden = true\nmax_restarts = 1"
+    write_project(tmp_path, text, str(EXAMPLE / "sandbox.toml"))
     done = airlock("start", "--", "true", cwd=tmp_path)
     assert done.returncode == 1
     assert b"say [daemons.dockerd] harden = false" in done.stderr
 
 
 def test_podman_for_an_ordinary_user(airlock: Airlock, tmp_path: Path, server: int) -> None:
-    text = f'{NO_DAEMON}[network.hosts]\n"allowed.test" = "127.0.0.1"\n[env]\nURL = "http://allowed.test:{server}/"'
-    write_project(tmp_path, text, vm='harden = false\nuser = "podman"')
+    text = f'[network.hosts]\n"allowed.test" = "127.0.0.1"\n[env]\nURL = "http://allowed.test:{server}/"'
+    write_project(tmp_path, text, "podman", vm='user = "podman"')
     # The project is root's alone.
     home = ("--sandbox-cwd", "/home/podman")
     done = airlock("start", "-q", *home, "--", "sh", "-euc", PODMAN, cwd=tmp_path)

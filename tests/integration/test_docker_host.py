@@ -62,7 +62,8 @@ def sandbox(daemon: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     project = tmp_path_factory.mktemp("project")
     write_project(
         project,
-        f'[daemons.dockerd]\nenabled = false\n[network.sockets.docker]\nhost = "{daemon}:/var/run/docker.sock"\n',
+        f'[network.sockets.docker]\nhost = "{daemon}:/var/run/docker.sock"\n',
+        "docker-cli",
     )
     with running(project) as sandbox:
         # The daemon was started beside it; a client finds out when it serves.
@@ -108,7 +109,7 @@ def test_logs_copies_and_terminals_of_a_running_container(sandbox: Running) -> N
     sandbox.sh(f"docker run -d --name log box sh -c '{loop}'; docker run -d --name up box sleep 1000")
     assert sandbox.sh("docker logs -f log").splitlines() == ["line 1", "line 2", "line 3"]
     sandbox.sh(
-        "docker cp up:/bin/busybox ~/copy; cmp ~/copy /bin/busybox; echo in >~/in; docker cp ~/in up:/tmp/in"
+        "docker cp up:/bin/busybox ~/copy; cmp ~/copy $(command -v busybox); echo in >~/in; docker cp ~/in up:/tmp/in"
     )
     assert sandbox.sh("docker exec up cat /tmp/in") == "in\n"
     terminal = pexpect.spawn(
