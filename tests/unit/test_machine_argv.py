@@ -42,6 +42,8 @@ def argv(**changes: object) -> list[str]:
         ({}, ("-accel", "tcg,thread=multi")),
         ({}, ("-cpu", "max,-erms,-fsrm")),
         ({}, ("-smp", "2")),
+        ({"cpus": 1}, ("-smp", "1,maxcpus=2")),
+        ({"cpus": 1, "accelerator": "kvm"}, ("-smp", "1")),
         ({}, ("-m", "512M")),
         ({}, ("-display", "none")),
         ({}, ("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")),
