@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from conftest import Airlock
     from sandboxes import Running
 
 BIG = 50 << 20
@@ -127,6 +128,11 @@ def test_logs_copies_and_terminals_of_a_running_container(sandbox: Running) -> N
     sandbox.sh("docker rm -f up log")
 
 
-def test_the_user_is_told_once_what_such_a_socket_is(sandbox: Running) -> None:
+def test_the_user_is_told_once_what_such_a_socket_is(sandbox: Running, airlock: Airlock) -> None:
+    told = b"has this host, as root or nearly"
     sandbox.process.send_signal(signal.SIGTERM)
-    assert sandbox.wait()[2].count(b"has this host, as root or nearly") == 1
+    assert sandbox.wait()[2].count(told) == 1
+    again = airlock("start", "--", "docker", "ps", cwd=sandbox.project)
+    assert (again.returncode, again.stderr.count(told)) == (0, 0), again.stderr
+    # But whoever asks is told at any time.
+    assert airlock("show", cwd=sandbox.project).stdout.count(told) == 1
