@@ -20,6 +20,7 @@ def explain(error: BaseException) -> int:
         import traceback
 
         traceback.print_exception(error)
+    written = _output_is_written()
     match error:
         case AirlockError():
             if isinstance(error, ConfigError) and len(error.problems) > 1:
@@ -34,15 +35,13 @@ def explain(error: BaseException) -> int:
         case click.Abort() | KeyboardInterrupt():
             return INTERRUPTED
         case BrokenPipeError():
-            # Whoever read our output has gone; the interpreter would complain when it flushes at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return PIPE_CLOSED
         case click.ClickException():
             _say("Error", error.format_message(), None)
         case FileNotFoundError() if not _here():
             _say("Error", "the directory that airlock was started in is gone", "change to one that is there")
         case OSError() if error.strerror:
-            where = f"{error.filename}: " if error.filename else ""
+            where = f"{error.filename}: " if error.filename else "" if written else "standard output: "
             _say("Error", f"{where}{error.strerror}", "AIRLOCK_TRACEBACK=1 shows what airlock was doing")
         case _:
             hint = (
@@ -51,6 +50,19 @@ def explain(error: BaseException) -> int:
             _say("Internal error", f"{type(error).__name__}: {error}", hint)
             return INTERNAL
     return FAILED
+
+
+def _output_is_written() -> bool:
+    """Whether nothing is left for standard output. If it cannot be written, what is left goes nowhere: the interpreter
+    would complain of it at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+        return False
+    return True
 
 
 def _here() -> bool:

@@ -21,8 +21,10 @@ def main() -> int:
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        from airlock.failure import explain
+
+        return explain(error)
     return 0
 
 

@@ -5,6 +5,7 @@ Called by the steps. A child gets its own session, dies with us, and is ended wh
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import select
@@ -52,6 +53,7 @@ PACKAGES = {
 
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
+FULL = "Make room on the disk: that of the store, or of TMPDIR (by default /var/tmp), where trees are built."
 _TAIL_LINES = 20
 _GRACE_SECONDS = 20.0
 _PR_SET_PDEATHSIG = 1
@@ -62,6 +64,9 @@ class ToolError(BuildError):
     """A program failed. `tail` has the last lines that it wrote."""
 
     def __init__(self, message: str, tail: Sequence[str] = (), *, hint: str | None = None) -> None:
+        # In a tool's own words, because no exit code says it.
+        if any(os.strerror(errno.ENOSPC) in line for line in tail):
+            hint = FULL
         super().__init__("\n".join([message, *(f"  {line}" for line in tail)]), hint=hint)
         self.tail = tuple(tail)
 

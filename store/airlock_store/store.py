@@ -47,9 +47,14 @@ class Store:
         return self.root / paths.directory_name(key, name)
 
     def find(self, key: str, name: str) -> StorePath | None:
-        """The store path, if it is there."""
+        """The store path, if it is there. Raises StoreError where the store may not be looked into."""
         path = self.path(key, name)
-        return paths.parse(path) if path.is_dir() else None
+        try:
+            return paths.parse(path) if stat.S_ISDIR(os.stat(path).st_mode) else None
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise self._unusable(error) from error
 
     def paths(self) -> Iterator[StorePath]:
         """Every path in the store, in the order of their names."""

@@ -12,6 +12,7 @@ import pytest
 from airlock_runner import boot, probe
 from airlock_runner.machine import accel
 from airlock_runner.machine.accel import Candidates, Verdict, candidates, recall, remember
+from airlock_runner.machine.qemu import find_qemu
 from airlock_store.errors import MachineError
 from airlock_store.image import Image
 from airlockd.protocol.frames import encode
@@ -163,6 +164,12 @@ def test_a_cache_that_cannot_be_written_costs_a_proof_each_time(
     script(qemu, kvm="boot boot")
     assert probe.prove(image).accelerator == probe.prove(image).accelerator == "kvm"
     assert runs(qemu) == ["kvm", "kvm"]
+
+
+def test_a_qemu_is_the_same_whichever_way_leads_to_it(qemu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (qemu.parent / "bin").symlink_to(qemu.parent)
+    monkeypatch.setenv("PATH", str(qemu.parent / "bin"))
+    assert find_qemu(ARCH) == qemu
 
 
 def test_what_is_asked_for_is_not_proven(qemu: Path) -> None:

@@ -33,6 +33,12 @@ def test_failure_says_the_last_lines() -> None:
     assert caught.value.tail == tuple(str(n) for n in range(81, 101))
 
 
+def test_a_disk_that_is_full_is_what_has_to_be_helped() -> None:
+    with pytest.raises(tools.ToolError) as caught:
+        tools.run(["sh", "-c", "cat /etc/passwd >/dev/full"], log=lambda _line: None)
+    assert caught.value.hint == tools.FULL
+
+
 def test_a_signal_is_named() -> None:
     with pytest.raises(tools.ToolError, match="killed by SIGKILL"):
         tools.run(["/bin/sh", "-c", "kill -9 $$"], log=lambda _: None)

@@ -312,6 +312,20 @@ def test_a_reader_that_leaves_is_no_error() -> None:
         assert int(done.stdout) in (0, 141)
 
 
+@pytest.mark.parametrize("arguments", ["--version", "recipe list --json", "store path"])
+def test_output_that_cannot_be_written_is_told(arguments: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "airlock.main", *arguments.split()],
+            env=environment, stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (
+        1,
+        "Error: standard output: No space left on device\n  hint: AIRLOCK_TRACEBACK=1 shows what airlock was doing\n",
+    )
+
+
 def test_doctor_names_what_is_missing_and_its_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

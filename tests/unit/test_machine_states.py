@@ -217,6 +217,17 @@ def test_states_go_with_their_image(states: States) -> None:
     assert states.find("two", MIB) is None
 
 
+def test_a_state_in_the_making_is_nobodys_to_remove(states: States, tmp_path: Path) -> None:
+    left = tmp_path / "states" / ".new-left"
+    with states.making(KEY) as draft:
+        assert draft is not None
+        left.mkdir()
+        (left / "ram").write_bytes(b"x" * MIB)
+        assert States(states._root).prune() >= MIB
+        assert draft.scratch.is_dir()
+    assert not left.exists()
+
+
 @pytest.fixture
 def spec(tmp_path: Path) -> MachineSpec:
     qemu = tmp_path / "qemu"

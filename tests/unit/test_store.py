@@ -239,6 +239,8 @@ def test_a_store_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     store = Store(tmp_path / "file" / "store")
     with pytest.raises(StoreError, match="cannot be used"):
+        Store(tmp_path / ("x" * 300)).find("0" * 32, "name")
+    with pytest.raises(StoreError, match="cannot be used"):
         store.realise(KEY, "thing", fill)
     with pytest.raises(StoreError, match="cannot be used"):
         list(store.paths())

@@ -111,7 +111,7 @@ class Apt:
         try:
             tools.run(command, log=line, env=self._env, cwd=cwd or self._root)
         except tools.ToolError as error:
-            error.hint = (
+            error.hint = error.hint or (
                 "Check that the mirror can be reached and has this suite and these packages; "
                 "AIRLOCK_DEBIAN_MIRROR names another mirror."
             )

@@ -19,7 +19,8 @@ def find_qemu(arch: str) -> Path:
     if path is None:
         package = _PACKAGES.get(arch, name)
         raise MissingToolError(f"{name} is not installed", hint=f"install the package {package}")
-    return Path(path)
+    # One program has one name, whichever way PATH leads to it: /bin and /usr/bin are the same. Its own name stays.
+    return Path(path).parent.resolve() / name
 
 
 def qemu_version(qemu: Path) -> str:

@@ -230,8 +230,10 @@ class States:
 
     def prune(self, keep_images: Collection[Path] = ()) -> int:
         """Delete the states of all images but these, and what killed processes left; gives the bytes that it freed."""
-        freed = 0
+        freed = self._sweep()
         for path in self._directories():
+            if path.name.startswith(_DRAFT):
+                continue
             try:
                 image = Path(json.loads((path / MANIFEST).read_text())["image"])
             except (OSError, ValueError, KeyError, TypeError):
@@ -245,12 +247,15 @@ class States:
         """Bytes on disk of all states."""
         return sum(_size(path) for path in self._directories())
 
-    def _sweep(self) -> None:
+    def _sweep(self) -> int:
+        freed = 0
         for path in self._directories():
             if path.name.startswith(_DRAFT):
                 with _locked(path / "lock") as abandoned:
                     if abandoned:
+                        freed += _size(path)
                         shutil.rmtree(path, ignore_errors=True)
+        return freed
 
     def _make_room(self, newest: str) -> None:
         states = sorted(self._directories(), key=lambda path: path.stat().st_mtime)
