@@ -22,8 +22,8 @@ _AF_INET, _SOCK_DGRAM, _SIOCSIFFLAGS, _IFF_UP = 2, 2, 0x8914, 1
 
 MACHINE = os.uname().machine
 _SYSCALLS = {
-    "x86_64": {"finit_module": 313, "openat2": 437},
-    "aarch64": {"finit_module": 273, "openat2": 437},
+    "x86_64": {"finit_module": 313, "openat2": 437, "bpf": 321},
+    "aarch64": {"finit_module": 273, "openat2": 437, "bpf": 280},
 }
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -176,3 +176,9 @@ def seccomp(program: bytes) -> None:
     """Install a classic BPF program (8 bytes an instruction) as this process's filter, for good."""
     argument = _Program(len(program) // 8, program)
     prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(argument))
+
+
+def bpf(command: int, attributes: ctypes.Array[ctypes.c_char]) -> int:
+    """bpf(2): what it gives, or the negative errno. No exception: it is called for every connection."""
+    result: int = _libc.syscall(_SYSCALLS[MACHINE]["bpf"], command, attributes, len(attributes))
+    return result if result >= 0 else -ctypes.get_errno()

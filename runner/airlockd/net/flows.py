@@ -7,7 +7,7 @@ the flow's own port, and the listener's answer as one from D:q to A:p. So the gu
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from airlockd.net.packet import FIN, RST, Rewrite, back, rewriting
 
@@ -46,10 +46,24 @@ class Flow:
         return int.from_bytes(self.tuple[10:12], "big")
 
 
+class Mirror(Protocol):
+    """What keeps rewrites too: fastpath.py."""
+
+    def add(self, tuple_: bytes, how: Rewrite) -> None:
+        """Packets of the tuple are rewritten so."""
+
+    def remove(self, tuple_: bytes) -> None:
+        """They are not any more."""
+
+
 class Flows:
     """All flows, by the guest's tuple and by port."""
 
-    def __init__(self, listener: int, first: int = FIRST_PORT, last: int = LAST_PORT) -> None:
+    def __init__(
+        self, listener: int, first: int = FIRST_PORT, last: int = LAST_PORT, *, mirror: Mirror | None = None
+    ) -> None:
+        """`mirror` hears of what comes into `rewrites` and leaves it."""
+        self._mirror = mirror
         self.rewrites: dict[bytes, Rewrite] = {}
         """What to do with packets of established flows, by tuple, in both directions."""
         self._listener = listener.to_bytes(2, "big")
@@ -90,8 +104,10 @@ class Flows:
         inner = GATEWAY + DEVICE + flow.port.to_bytes(2, "big") + self._listener
         answer = back(inner)
         self._answers[answer] = flow
-        self.rewrites[flow.tuple] = rewriting(flow.tuple, inner)
-        self.rewrites[answer] = rewriting(answer, back(flow.tuple))
+        for tuple_, to in ((flow.tuple, inner), (answer, back(flow.tuple))):
+            self.rewrites[tuple_] = how = rewriting(tuple_, to)
+            if self._mirror is not None:
+                self._mirror.add(tuple_, how)
 
     def ended(self, tuple_: bytes, flags: int, now: float) -> None:
         """A packet of the tuple, in either direction, had these TCP flags, FIN or RST among them."""
@@ -129,3 +145,6 @@ class Flows:
         if rewrite is not None:
             answer = back(rewrite.tuple)
             del self.rewrites[answer], self._answers[answer]
+            if self._mirror is not None:
+                self._mirror.remove(flow.tuple)
+                self._mirror.remove(answer)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from airlockd import linux
 from airlockd.net import dns, packet, tun
 from airlockd.net.dns_server import DnsConnection
+from airlockd.net.fastpath import FastPath
 from airlockd.net.flows import BOTH, DEVICE, GATEWAY, Flow, Flows
 from airlockd.net.listeners import NO_DESCRIPTORS, Listeners, reset
 from airlockd.net.names import Names
@@ -92,7 +93,7 @@ class Network:
         # What is accepted inherits both. A container may vanish with its connections, without a word of them.
         self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        self._flows = Flows(self._listener.getsockname()[1])
+        self._flows = Flows(self._listener.getsockname()[1], mirror=_fast_path())
         self._calls: dict[int, Callable[[Header], None]] = {}
         self._number, self._stream = 0, -1
         self._live = self._dns_connections = 0
@@ -435,6 +436,14 @@ class Network:
 
         self.loop.on_readable(server.fileno(), None)
         self.loop.call_later(PAUSE_SECONDS, go_on)
+
+
+def _fast_path() -> FastPath | None:
+    """None where the kernel has no such thing, or this is not the first of its user namespaces."""
+    try:
+        return FastPath(socket.if_nametoindex(tun.NAME))
+    except OSError:
+        return None
 
 
 def run(device: int, port: int, supervisor: socket.socket) -> None:
