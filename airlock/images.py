@@ -48,7 +48,9 @@ def realise(planned: Plan, store: Store, *, quiet: bool, verbose: bool) -> Build
     from airlock.progress import reporter
     from airlock_builder.build import build
 
-    with reporter(quiet=quiet, verbose=verbose) as told:
+    # An image that is there takes less time than a display that has nothing to show.
+    there = store.find(planned.image_key, planned.image_name) is not None
+    with reporter(quiet=quiet or there, verbose=verbose) as told:
         return build(planned, store, told)
 
 

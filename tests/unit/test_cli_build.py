@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -117,13 +118,15 @@ def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StorePath:
     image = StorePath(path, "a" * 32, "base")
     monkeypatch.chdir(tmp_path)
 
-    def plan(ref: str, *, base: Path) -> str:
+    monkeypatch.setenv("AIRLOCK_STORE", str(tmp_path / "store"))
+
+    def plan(ref: str, *, base: Path) -> SimpleNamespace:
         (tmp_path / "asked").write_text(f"{ref} {base}")
         if ref == "broken":
             raise BuildError("mmdebstrap failed\n  its last words", hint="try again")
-        return ref
+        return SimpleNamespace(image_key=image.key, image_name="base")
 
-    def build(_plan: str, _store: object, reporter: Reporter) -> BuildResult:
+    def build(_plan: object, _store: object, reporter: Reporter) -> BuildResult:
         go_through(reporter)
         return BuildResult(image, (StepResult("image", "base", image.key, path, 1.25, False),))
 
@@ -169,6 +172,15 @@ def test_build_tells_machines_in_json(built: StorePath, capsys: pytest.CaptureFi
 def test_a_quiet_build_prints_the_path_alone(built: StorePath, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["build", "-q"]) == 0
     assert capsys.readouterr() == (f"{built.path}\n", "")
+
+
+def test_an_image_that_is_there_opens_no_display(
+    built: StorePath, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "store" / built.path.name).mkdir(parents=True)
+    assert run(["build", "base"]) == 0
+    out, err = capsys.readouterr()
+    assert (err, "STEP" in out) == ("", True)
 
 
 @pytest.mark.parametrize(
