@@ -87,16 +87,6 @@ def parse_superblock(raw: bytes) -> Superblock:
     return Superblock((high << 32 | low) * block_size, block_size, bool(state & _HAS_ERRORS))
 
 
-def usage() -> dict[str, int]:
-    """Bytes of the mounted disk: size, used, free."""
-    stat = os.statvfs(DISK)
-    return {
-        "size": stat.f_blocks * stat.f_frsize,
-        "used": (stat.f_blocks - stat.f_bfree) * stat.f_frsize,
-        "free": stat.f_bavail * stat.f_frsize,
-    }
-
-
 def run(command: list[str], device: str, accept: tuple[int, ...] = (0,)) -> None:
     """Run one of the initrd's tools to its end. Raises DiskError with its status."""
     pid = os.posix_spawn(f"/usr/sbin/{command[0]}", command, {"PATH": "/usr/sbin", "LC_ALL": "C"})

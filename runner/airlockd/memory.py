@@ -1,4 +1,4 @@
-"""The guest's memory: how much is used, and word to the host when the kernel had to kill for lack of it."""
+"""The guest's memory: word to the host when the kernel had to kill for lack of it."""
 
 from __future__ import annotations
 
@@ -32,13 +32,3 @@ def watch(loop: Loop, report: Callable[[str], None]) -> None:
                 report(text[len(_MARK) :].split(", ")[0].split(" total-vm")[0])
 
     loop.on_readable(log, read)
-
-
-def usage() -> dict[str, int]:
-    """Bytes: total and available, of /proc/meminfo."""
-    values: dict[str, int] = {}
-    with open("/proc/meminfo", encoding="ascii") as file:
-        for line in file:
-            name, value = line.split()[:2]
-            values[name] = int(value) * 1024
-    return {"total": values["MemTotal:"], "available": values["MemAvailable:"]}

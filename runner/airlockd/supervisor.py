@@ -82,7 +82,7 @@ class Supervisor:
             self._network.watch(self._loop)
             self._by_pid[self._network.pid] = self._network_ended
         promises = kernelcheck.report()
-        self._event("ready", version=VERSION, kernel=os.uname().release, promises=promises, uptime=_uptime())
+        self._event("ready", version=VERSION, kernel=os.uname().release, promises=promises)
         self._loop.run()
 
     # ---- calls
@@ -107,7 +107,7 @@ class Supervisor:
             self._link.mux.send({"t": "reply", "id": number, **answer})
 
     def _call_ping(self, _header: dict[str, Any], _payload: bytes) -> dict[str, Any]:
-        return {"uptime": _uptime(), "time": time.time_ns()}
+        return {"time": time.time_ns()}
 
     def _call_clock(self, header: dict[str, Any], _payload: bytes) -> dict[str, Any]:
         """The host found that the clock is off: after the host slept, or because somebody here has set it."""
@@ -135,7 +135,7 @@ class Supervisor:
         if helper is not None:
             self._log("info", "emptying what an earlier image left on the disk")
             self._by_pid[helper] = _ignore
-        return {"disk": disk.usage()}
+        return {}
 
     def _call_spawn(self, header: dict[str, Any], _payload: bytes) -> None:
         number, process = header["id"], header["process"]
@@ -233,9 +233,6 @@ class Supervisor:
 
     def _call_list(self, _header: dict[str, Any], _payload: bytes) -> dict[str, Any]:
         return {"daemons": self._daemons.list() if self._daemons is not None else []}
-
-    def _call_stats(self, _header: dict[str, Any], _payload: bytes) -> dict[str, Any]:
-        return {"disk": disk.usage(), "memory": memory.usage(), "uptime": _uptime()}
 
     def _call_shutdown(self, header: dict[str, Any], _payload: bytes) -> None:
         """Answers once every process is gone and the disk is unmounted; the host then ends the machine."""
@@ -427,7 +424,3 @@ def _parameter(name: str) -> str | None:
             if key == name:
                 return value
     return None
-
-
-def _uptime() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
