@@ -32,7 +32,6 @@ with atheris.instrument_imports() if "atheris" in globals() else contextlib.null
     from airlockd.protocol.frames import encode
     from airlockd.protocol.link import Link
     from airlockd.protocol.loop import Loop
-    from airlockd.protocol.mux import NETWORK_WINDOW
 
 ALLOWED = "name.test"
 CONFIG = NetworkConfig(
@@ -72,7 +71,7 @@ def feed(data: bytes) -> str | None:
     def on_message(message: Message) -> None:
         service.on_message(message)
 
-    link = Link(loop, read, on_message, on_close, window=NETWORK_WINDOW)
+    link = Link(loop, read, on_message, on_close, bulk=True)
     service = Service(
         loop, link, SETTLED, POLICY, log=lambda record: logged.append(_encode(record.values()).encode())
     )

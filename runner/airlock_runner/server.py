@@ -257,7 +257,7 @@ class _Relay:
         self._here, self._here_stream = here, here_stream
         self._there, self._there_stream = there, there_stream
 
-    def on_data(self, data: bytes) -> None:
+    def on_data(self, data: bytes | memoryview) -> None:
         mux = self._there.mux
         if self._there.closed or mux.credit(self._there_stream) < len(data):
             # The other side takes no more: drop, and let our sender go on until it learns.

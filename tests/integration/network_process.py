@@ -23,7 +23,6 @@ from airlock_runner.net.service import Service
 from airlock_runner.net.settle import settle
 from airlockd.protocol.link import Link
 from airlockd.protocol.loop import Loop
-from airlockd.protocol.mux import NETWORK_WINDOW
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -112,7 +111,7 @@ class Host:
         def on_message(message: Message) -> None:
             self.service.on_message(message)
 
-        self.link = Link(self._loop, port.detach(), on_message, on_close, window=NETWORK_WINDOW)
+        self.link = Link(self._loop, port.detach(), on_message, on_close, bulk=True)
         self.service = Service(self._loop, self.link, self._settled, policy_of(config), log=log)
         self._thread = threading.Thread(target=self._loop.run)
         self._thread.start()

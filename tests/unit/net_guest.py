@@ -13,7 +13,6 @@ from airlock_runner.net.service import Service
 from airlock_runner.net.settle import Settled, settle
 from airlockd.protocol.link import Link
 from airlockd.protocol.loop import Loop
-from airlockd.protocol.mux import NETWORK_WINDOW
 from airlockd.protocol.relay import Relay
 
 if TYPE_CHECKING:
@@ -147,12 +146,12 @@ def guest(
     def on_guest_message(message: Message) -> None:
         held[0].on_message(message)
 
-    host = Link(loop, ours.detach(), on_host_message, on_close, window=NETWORK_WINDOW)
+    host = Link(loop, ours.detach(), on_host_message, on_close, bulk=True)
     made.append(Service(loop, host, settled, policy_of(config), log=log, look_up=look_up or no_dns))
     # The fake guest is made with its link, and the link with the guest.
     held: list[Guest] = []
     link = Link(
-        loop, theirs.detach(), on_guest_message, lambda _: None, window=NETWORK_WINDOW
+        loop, theirs.detach(), on_guest_message, lambda _: None, bulk=True
     )  # fmt: skip
     held.append(Guest(loop, link, made[0], settled, records, closed=closed))
     try:

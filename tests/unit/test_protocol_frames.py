@@ -39,6 +39,38 @@ def test_frames_survive_any_cut(frames: list[tuple[dict[str, object], bytes]], d
     assert decoder.pending == 0
 
 
+@given(st.lists(st.tuples(st.integers(1, 3), st.binary(max_size=3 * JOIN)), max_size=5), st.data())
+def test_payloads_in_parts_are_the_same_bytes(frames: list[tuple[int, bytes]], data: st.DataObject) -> None:
+    """Whatever is not the payload of a data frame stays whole, and nothing of a payload is kept."""
+    wire = bytearray()
+    for stream, payload in frames:
+        for part in (
+            *encode({"t": "data", "s": stream}, payload),
+            *encode({"t": "credit", "s": stream, "n": 1}),
+        ):
+            wire += part
+    decoder, space = Decoder(parts=True), bytearray(len(wire) or 1)
+    decoded: list[tuple[str, int, bytes]] = []
+    while wire:
+        size = data.draw(st.integers(1, len(wire)))
+        # The same memory each time, as a link has it.
+        space[:size] = wire[:size]
+        del wire[:size]
+        for header, payload in decoder.feed(memoryview(space)[:size]):
+            before = decoded.pop()[2] if decoded and header["t"] == decoded[-1][0] == "data" else b""
+            decoded.append((header["t"], header["s"], before + bytes(payload)))
+        assert decoder.pending <= 100
+    expected = [
+        each for stream, payload in frames for each in (("data", stream, payload), ("credit", stream, b""))
+    ]
+    assert decoded == expected
+
+
+def test_with_parts_only_data_has_a_payload() -> None:
+    with pytest.raises(ProtocolError, match="'call' carries a payload"):
+        Decoder(parts=True).feed(raw(b'{"t":"call"}', b"x"))
+
+
 @given(st.binary(max_size=400))
 def test_garbage_is_refused_or_waits_for_more(data: bytes) -> None:
     decoder = Decoder()

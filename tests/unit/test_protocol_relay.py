@@ -30,9 +30,7 @@ class Wire:
     def __init__(self) -> None:
         self.loop = Loop()
         ends = socket.socketpair()
-        self.links = [
-            Link(self.loop, end.detach(), self._message, ignore, window=NETWORK_WINDOW) for end in ends
-        ]
+        self.links = [Link(self.loop, end.detach(), self._message, ignore, bulk=True) for end in ends]
         self.finished: list[Relay] = []
         self.near, self.far = (Relay(link, 1, self.finished.append) for link in self.links)
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from airlock_runner.net.settle import settle
 from airlock_runner.text import one_line
 from airlockd.protocol.link import Link
-from airlockd.protocol.mux import NETWORK_WINDOW
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -61,7 +60,7 @@ class Network:
     def begin(self, loop: Loop, fd: int, note: Callable[[str], None]) -> None:
         """Serve the guest on its port, a descriptor that is closed in the end. `note` tells the user something."""
         self._loop, self._note = loop, note
-        self._link = Link(loop, fd, self._on_message, self._on_close, window=NETWORK_WINDOW)
+        self._link = Link(loop, fd, self._on_message, self._on_close, bulk=True)
         if self._settled.to_guest:
             self._serve()
 

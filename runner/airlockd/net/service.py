@@ -25,7 +25,6 @@ from airlockd.net.names import Names
 from airlockd.net.refused import Refused
 from airlockd.protocol.link import Link
 from airlockd.protocol.loop import Loop
-from airlockd.protocol.mux import NETWORK_WINDOW
 from airlockd.protocol.relay import Relay
 
 if TYPE_CHECKING:
@@ -84,7 +83,7 @@ class Network:
 
     def __init__(self, device: int, port: int, supervisor: socket.socket) -> None:
         self.loop = Loop(many=True)
-        self.link = Link(self.loop, port, self._on_message, self._on_close, window=NETWORK_WINDOW)
+        self.link = Link(self.loop, port, self._on_message, self._on_close, bulk=True)
         self.names = Names()
         self._refused = Refused(self.link, self.names)
         self._device = device

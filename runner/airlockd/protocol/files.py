@@ -131,7 +131,7 @@ class Sender:
         link.open(stream, self)
         self._send()
 
-    def on_data(self, data: bytes) -> None:
+    def on_data(self, data: bytes | memoryview) -> None:
         """Nobody sends on this stream in our direction; drop it."""
         self._link.mux.consumed(self._stream, len(data))
 
@@ -174,7 +174,7 @@ class Receiver:
         self._done = False
         link.open(stream, self)
 
-    def on_data(self, data: bytes) -> None:
+    def on_data(self, data: bytes | memoryview) -> None:
         """Keep it, unless it is too much."""
         if self._done:
             return

@@ -32,7 +32,7 @@ class Frame(NamedTuple):
     """One frame: its JSON object and its raw payload."""
 
     header: Header
-    payload: bytes
+    payload: bytes | memoryview
 
 
 def encode(header: Header, payload: bytes | memoryview = b"") -> list[bytes | memoryview]:
@@ -54,32 +54,63 @@ def encode(header: Header, payload: bytes | memoryview = b"") -> list[bytes | me
 
 
 class Decoder:
-    """Turns bytes, cut anywhere, into frames. Never holds more than one frame and one read."""
+    """Turns bytes, cut anywhere, into frames. Never holds more than one frame and one read.
 
-    def __init__(self) -> None:
+    With `parts`, only frames of type `data` may carry a payload, and it is not gathered: each piece that arrives is a
+    frame with the same header, and a view of what was fed, to be used before that is overwritten.
+    """
+
+    def __init__(self, *, parts: bool = False) -> None:
         self._buffer = bytearray()
+        self._parts = parts
+        self._header: Header = {}
+        self._left = 0
+        """Bytes of payload that are still to come with `_header`, where there are parts."""
 
     def feed(self, data: bytes | memoryview) -> list[Frame]:
         """The frames that these bytes complete. Raises ProtocolError on the first bad one."""
-        buffer = self._buffer
-        buffer += data
         frames: list[Frame] = []
-        position, available = 0, len(buffer)
+        source = memoryview(data)
+        if self._left:
+            source = self._take(source, frames)
+        if self._buffer:
+            self._buffer += source
+            source = memoryview(self._buffer)
+        position, available = 0, len(source)
         while available - position >= PREFIX.size:
-            header_size, payload_size = PREFIX.unpack_from(buffer, position)
+            header_size, payload_size = PREFIX.unpack_from(source, position)
             if header_size > MAX_HEADER or payload_size > MAX_PAYLOAD:
                 raise ProtocolError(
                     f"oversized frame: header of {header_size} bytes, payload of {payload_size} bytes"
                 )
             start = position + PREFIX.size
-            middle, end = start + header_size, start + header_size + payload_size
+            middle = start + header_size
+            end = middle if self._parts else middle + payload_size
             if end > available:
                 break
-            frames.append(Frame(_parse(buffer[start:middle]), bytes(memoryview(buffer)[middle:end])))
+            header = _parse(bytes(source[start:middle]))
             position = end
-        if position:
-            del buffer[:position]
+            if not self._parts:
+                frames.append(Frame(header, bytes(source[middle:end])))
+            elif not payload_size:
+                frames.append(Frame(header, b""))
+            elif header["t"] != "data":
+                raise ProtocolError(f"{header['t']!r:.40} carries a payload")
+            else:
+                self._header, self._left = header, payload_size
+                position = available - len(self._take(source[middle:], frames))
+        if position or not self._buffer:
+            # Another buffer: frames may have views of this one.
+            self._buffer = bytearray(source[position:])
         return frames
+
+    def _take(self, source: memoryview, frames: list[Frame]) -> memoryview:
+        """Make a frame of what is there of a payload; gives the rest."""
+        part = source[: self._left]
+        if part:
+            frames.append(Frame(self._header, part))
+            self._left -= len(part)
+        return source[len(part) :]
 
     @property
     def pending(self) -> int:
@@ -87,7 +118,7 @@ class Decoder:
         return len(self._buffer)
 
 
-def _parse(text: bytearray) -> Header:
+def _parse(text: bytes) -> Header:
     try:
         # Depth first: the C scanner recurses per bracket, and a hostile header could exhaust the stack.
         if text.count(b"{") + text.count(b"[") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
@@ -100,7 +131,7 @@ def _parse(text: bytearray) -> Header:
     return header
 
 
-def _depth(text: bytearray) -> int:
+def _depth(text: bytes) -> int:
     """The deepest nesting, counting brackets outside strings."""
     deepest = depth = 0
     quoted = escaped = False

@@ -11,7 +11,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 from airlockd.protocol.frames import ProtocolError
-from airlockd.protocol.mux import WINDOW, Credit, Data, End, Message, Mux, Reset
+from airlockd.protocol.mux import NETWORK_WINDOW, Credit, Data, End, Message, Mux, Reset
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -31,8 +31,8 @@ BACKLOG = 2 * 1024 * 1024
 class StreamHandler(Protocol):
     """What serves one stream of a link."""
 
-    def on_data(self, data: bytes) -> None:
-        """Bytes arrived; call `mux.consumed` once they are out."""
+    def on_data(self, data: bytes | memoryview) -> None:
+        """Bytes arrived; call `mux.consumed` once they are out. On a bulk link they are gone after this call."""
 
     def on_end(self) -> None:
         """No more will arrive."""
@@ -54,10 +54,11 @@ class Link:
         on_message: Callable[[Message], None],
         on_close: Callable[[str | None], None],
         *,
-        window: int = WINDOW,
+        bulk: bool = False,
     ) -> None:
+        """`bulk`: as the port airlock.network has it, with small windows and data in parts."""
         self.loop = loop
-        self.mux = Mux(window)
+        self.mux = Mux(NETWORK_WINDOW, parts=True) if bulk else Mux()
         self.closed = False
         self._fd = fd
         self._on_message = on_message

@@ -28,14 +28,17 @@ class Message(NamedTuple):
     """A frame that belongs to no stream: a call, a reply, an event."""
 
     header: Header
-    payload: bytes
+    payload: bytes | memoryview
 
 
 class Data(NamedTuple):
-    """Bytes that arrived on a stream; give the credit back with `consumed` once they are written out."""
+    """Bytes that arrived on a stream; give the credit back with `consumed` once they are written out.
+
+    With `parts` they are a view that holds until the next `receive`.
+    """
 
     stream: int
-    data: bytes
+    data: bytes | memoryview
 
 
 class End(NamedTuple):
@@ -75,14 +78,14 @@ class _Stream:
 class Mux:
     """The state of one connection. Streams are opened by number, by agreement in a call, on both ends.
 
-    `window`, in bytes, is the same at both ends.
+    `window`, in bytes, is the same at both ends. `parts`: give out data as it arrives, frames cut anywhere (Decoder).
     """
 
-    def __init__(self, window: int = WINDOW) -> None:
+    def __init__(self, window: int = WINDOW, *, parts: bool = False) -> None:
         self._window = window
         # Consumed bytes are gathered before the sender is told: a frame for every small write would cost more.
         self._portion = window // 4
-        self._decoder = Decoder()
+        self._decoder = Decoder(parts=parts)
         self._streams: dict[int, _Stream] = {}
         # Streams that this end reset: frames for them may still be on their way and are dropped in silence.
         self._forgotten: dict[int, None] = {}
@@ -184,7 +187,7 @@ class Mux:
             if event is not None:
                 yield event
 
-    def _event(self, header: Header, payload: bytes) -> Event | None:
+    def _event(self, header: Header, payload: bytes | memoryview) -> Event | None:
         kind = header["t"]
         if kind in _CONTROL:
             return Message(header, payload)
@@ -202,7 +205,7 @@ class Mux:
         event: Event | None = handler(number, state, header, payload)
         return event
 
-    def _on_data(self, stream: int, state: _Stream, _header: Header, payload: bytes) -> Event:
+    def _on_data(self, stream: int, state: _Stream, _header: Header, payload: bytes | memoryview) -> Event:
         if state.received_end:
             raise ProtocolError(f"data after the end of stream {stream}")
         if len(payload) > state.receive_window:
@@ -210,14 +213,14 @@ class Mux:
         state.receive_window -= len(payload)
         return Data(stream, payload)
 
-    def _on_end(self, stream: int, state: _Stream, _header: Header, _payload: bytes) -> Event:
+    def _on_end(self, stream: int, state: _Stream, _header: Header, _payload: bytes | memoryview) -> Event:
         if state.received_end:
             raise ProtocolError(f"stream {stream} ended twice")
         state.received_end = True
         self._forget_if_done(stream, state)
         return End(stream)
 
-    def _on_credit(self, stream: int, state: _Stream, header: Header, _payload: bytes) -> Event:
+    def _on_credit(self, stream: int, state: _Stream, header: Header, _payload: bytes | memoryview) -> Event:
         amount: Any = header.get("n")
         if not isinstance(amount, int) or isinstance(amount, bool) or amount <= 0:
             raise ProtocolError(f"bad credit {amount!r:.40}")
@@ -226,7 +229,7 @@ class Mux:
         state.credit += amount
         return Credit(stream, amount)
 
-    def _on_reset(self, stream: int, _state: _Stream, _header: Header, _payload: bytes) -> Event:
+    def _on_reset(self, stream: int, _state: _Stream, _header: Header, _payload: bytes | memoryview) -> Event:
         del self._streams[stream]
         self.gone.append(stream)
         return Reset(stream)

@@ -47,7 +47,7 @@ class Source:
         """End the stream now."""
         self._finish()
 
-    def on_data(self, data: bytes) -> None:
+    def on_data(self, data: bytes | memoryview) -> None:
         """Nobody sends on this stream in our direction; give the credit back and drop it."""
         self._link.mux.consumed(self._stream, len(data))
 
@@ -128,7 +128,7 @@ class Sink:
         self._one_at_a_time = shared
         link.open(stream, self)
 
-    def on_data(self, data: bytes) -> None:
+    def on_data(self, data: bytes | memoryview) -> None:
         """Write, or keep until the descriptor takes it; bounded by the stream's window."""
         if self.done:
             self._link.mux.consumed(self._stream, len(data))

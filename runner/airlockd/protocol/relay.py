@@ -55,7 +55,7 @@ class Relay:
 
     # ---- the stream
 
-    def on_data(self, data: bytes) -> None:
+    def on_data(self, data: bytes | memoryview) -> None:
         """Write, or keep until the socket takes it; bounded by the stream's window."""
         if self.done:
             self._link.mux.consumed(self._stream, len(data))
@@ -63,6 +63,9 @@ class Relay:
         self._pending.append(memoryview(data))
         if self._socket is not None and not self._writing:
             self._write()
+        if self._pending:
+            # What is left of it: the link reads into the same memory again.
+            self._pending[-1] = memoryview(bytes(self._pending[-1]))
 
     def on_end(self) -> None:
         """Shut the socket's writing side once everything is written."""
