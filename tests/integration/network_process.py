@@ -207,7 +207,7 @@ def main(port: int, channel: socket.socket) -> None:
     from airlockd.net import flows, service
     from airlockd.net.process import start
 
-    flows.QUIET, service.TIDY_SECONDS = QUIET, TIDY
+    flows.QUIET, service.TIDY_SECONDS, service.KEEPALIVE = QUIET, TIDY, 1
     resource.setrlimit(resource.RLIMIT_NOFILE, FIRST_LIMITS)
     linux.loopback_up()
     network = start(port, channel.fileno())

@@ -10,6 +10,7 @@ import socket
 import stat
 import struct
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -251,29 +252,68 @@ def test_more_at_once_than_linux_gives_its_first_process_descriptors(guest: Gues
     guest.until(lambda: not guest.host.service.connections)
 
 
+def reset_at_once(guest: Guest, count: int, queue: int = 0) -> None:
+    """As the kernel does for a program that is killed, with data that it did not read.
+
+    `queue`: so many packets wait at the device meanwhile, and the rest are lost.
+    """
+    with serving(lambda connected: connected.sendall(b"x")) as port:
+        address = guest.address("web.test")
+        clients = [guest.connect(port, address) for _ in range(count)]
+        for client in clients:
+            assert client.recv(1, socket.MSG_PEEK) == b"x"
+        if queue:
+            guest.inside.run("sh", f"ip link set airlock0 txqueuelen {queue}")
+        for client in clients:
+            client.close()
+        if queue:
+            guest.inside.run("sh", "ip link set airlock0 txqueuelen 1000")
+
+
+def test_a_program_that_is_killed_with_many_connections_leaves_none(guest: Guest) -> None:
+    reset_at_once(guest, 1500)
+    guest.until(lambda: not guest.host.service.connections)
+
+
+def test_a_reset_that_is_lost_is_found_out(tmp_path: Path) -> None:
+    """The device's queue is full: nothing says any more that the program has gone."""
+    with running(LOCAL, tmp_path) as guest:
+        reset_at_once(guest, 100, queue=1)
+        guest.until(lambda: not guest.host.service.connections)
+
+
 def test_ten_thousand_in_a_row_leave_nothing_in_the_guest(guest: Guest) -> None:
     with serving(lambda connected: connected.sendall(b"x")) as port:
         address, refused = guest.address("web.test"), free_port()
+        one_at_a_time = threading.Lock()
 
-        def some(count: int) -> None:
+        def work(count: int) -> None:
             for number in range(count):
-                with guest.inside.socket() as client:
+                with one_at_a_time:
+                    client = guest.inside.socket()
+                with client:
                     if number % 10:
                         client.connect((address, port))
                         client.recv(1)
                     else:
                         assert client.connect_ex((address, refused)) == errno.ECONNREFUSED
+
+        def some(count: int) -> None:
+            with ThreadPoolExecutor(4) as workers:
+                list(workers.map(work, [count // 4] * 4))
             guest.until(lambda: not guest.host.service.connections)
             guest.host.records.clear()
+            threading.Event().wait(QUIET * 3)
 
-        # As many as the link remembers closed streams.
-        some(5000)
-        threading.Event().wait(QUIET * 3)
+        # More at once than there are below, and three times as many as the link remembers closed streams: then what
+        # the process takes has the size that it keeps.
+        reset_at_once(guest, 1500)
+        some(12_500)
         descriptors, memory = guest.inside.descriptors(), guest.inside.memory()
         some(10_000)
         guest.until(lambda: guest.inside.descriptors() <= descriptors)
-    # As many flows would be several times this.
-    assert guest.inside.memory() < memory + 4 * MEGABYTE
+    # 100 bytes of each connection would be seen.
+    assert guest.inside.memory() < memory + MEGABYTE
 
 
 # ---- other packets

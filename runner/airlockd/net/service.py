@@ -46,6 +46,11 @@ which are seen here; this is for those that got lost."""
 TIMEOUT_SECONDS = 150.0
 """Beyond what Linux waits for a connection (tcp_syn_retries): so long a host's ETIMEDOUT is silence here too."""
 TIDY_SECONDS = 5.0
+KEEPALIVE = 60
+"""Seconds of silence after which a program is asked whether it is still there. A container may vanish with its
+connections without a word of them, and a reset that was lost is never sent again."""
+KEEPALIVE_PROBES = 3
+"""That many are not answered, KEEPALIVE seconds apart, before it counts as gone."""
 PAUSE_SECONDS = 1.0
 """For a listener that cannot accept, because all descriptors are in use."""
 MAX_CONNECTIONS = 2000
@@ -89,9 +94,12 @@ class Network:
         self._device = device
         self._listener = socket.create_server((socket.inet_ntoa(DEVICE), 0), backlog=4096)
         self._listener.setblocking(False)
-        # What is accepted inherits both. A container may vanish with its connections, without a word of them.
+        # What is accepted inherits these.
         self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE)
+        self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE)
+        self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
         self._flows = Flows(self._listener.getsockname()[1], mirror=_fast_path())
         self._calls: dict[int, Callable[[Header], None]] = {}
         self._number, self._stream = 0, -1

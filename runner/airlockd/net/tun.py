@@ -15,6 +15,9 @@ from airlockd.net.flows import DEVICE, GATEWAY
 NAME = "airlock0"
 MTU = 65520
 """Large, so that what is sent without segmentation offload crosses in few packets too."""
+QUEUE = 4096
+"""Packets that wait to be read. The kernel's 500 are fewer than the connections that a program that is killed resets at
+once, and a reset that is lost is never sent again."""
 HEADER = 10
 """Bytes of struct virtio_net_hdr before each packet: flags, kind of segments, and four offsets and sizes."""
 MAX_PACKET = HEADER + 65535
@@ -24,8 +27,8 @@ _IFF_TUN, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_UP = 0x1, 0x1000, 0x4000, 0x1
 _TUNSETIFF, _TUNSETOFFLOAD = 0x400454CA, 0x400454D0
 _CHECKSUMS, _TSO4, _TSO6, _TSO_ECN = 1, 2, 4, 8
 _SIOCSIFFLAGS, _SIOCSIFADDR, _SIOCSIFNETMASK, _SIOCSIFMTU = 0x8914, 0x8916, 0x891C, 0x8922
-_RTM_NEWROUTE, _REQUEST = 24, 0x1 | 0x4 | 0x400  # NLM_F_REQUEST, ACK, CREATE
-_RTA_OIF, _RTA_GATEWAY = 4, 5
+_RTM_NEWLINK, _RTM_NEWROUTE, _REQUEST, _CREATE = 16, 24, 0x1 | 0x4, 0x400  # NLM_F_REQUEST and ACK
+_IFLA_TXQLEN, _RTA_OIF, _RTA_GATEWAY = 13, 4, 5
 _TABLE_MAIN, _PROTOCOL_BOOT, _UNICAST = 254, 3, 1
 
 
@@ -48,6 +51,10 @@ def create() -> int:
         ):
             fcntl.ioctl(handle, request, struct.pack("16s16s8x", name, value))
         index = socket.if_nametoindex(NAME)
+    link = struct.pack("=BxHiII", socket.AF_UNSPEC, 0, index, 0, 0) + struct.pack(
+        "=HHI", 8, _IFLA_TXQLEN, QUEUE
+    )
+    _ask(_RTM_NEWLINK, _REQUEST, link)
     _default_route(index, socket.AF_INET, struct.pack("=HH4s", 8, _RTA_GATEWAY, GATEWAY))
     if six:
         # It goes nowhere, but has to come here to be refused and told.
@@ -68,11 +75,14 @@ def _no_questions() -> bool:
 
 def _default_route(index: int, family: int, gateway: bytes = b"") -> None:
     route = struct.pack("=BBBBBBBBI", family, 0, 0, 0, _TABLE_MAIN, _PROTOCOL_BOOT, 0, _UNICAST, 0)
-    attributes = struct.pack("=HHI", 8, _RTA_OIF, index) + gateway
-    length = 16 + len(route) + len(attributes)
+    _ask(_RTM_NEWROUTE, _REQUEST | _CREATE, route + struct.pack("=HHI", 8, _RTA_OIF, index) + gateway)
+
+
+def _ask(kind: int, flags: int, what: bytes) -> None:
+    """Have the kernel do it, over rtnetlink. Raises OSError."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as netlink:
-        netlink.send(struct.pack("=IHHII", length, _RTM_NEWROUTE, _REQUEST, 1, 0) + route + attributes)
+        netlink.send(struct.pack("=IHHII", 16 + len(what), kind, flags, 1, 0) + what)
         answer = netlink.recv(4096)
     error = struct.unpack_from("=i", answer, 16)[0]
     if error:
-        raise OSError(-error, os.strerror(-error), "default route")
+        raise OSError(-error, os.strerror(-error), NAME)
