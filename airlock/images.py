@@ -5,12 +5,16 @@ Used by `airlock start`, `build`, `kernel` and `image inspect`.
 
 from __future__ import annotations
 
+import signal
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from airlock_store.errors import StoreError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from airlock_builder.build import BuildResult, Plan
     from airlock_store.document import Document
     from airlock_store.image import Image
@@ -50,8 +54,33 @@ def realise(planned: Plan, store: Store, *, quiet: bool, verbose: bool) -> Build
 
     # An image that is there takes less time than a display that has nothing to show.
     there = store.find(planned.image_key, planned.image_name) is not None
-    with reporter(quiet=quiet or there, verbose=verbose) as told:
+    with _ended_in_order(), reporter(quiet=quiet or there, verbose=verbose) as told:
         return build(planned, store, told)
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """SIGTERM, and SIGHUP of a terminal that is closed, end a build as Ctrl-C does, and then this process as ever."""
+    got: list[int] = []
+
+    def interrupt(number: int, _frame: object) -> None:
+        got.append(number)
+        signal.raise_signal(signal.SIGINT)
+
+    # A job in the background of a script ignores Ctrl-C.
+    ours = (signal.SIGTERM, signal.SIGHUP) if callable(signal.getsignal(signal.SIGINT)) else ()
+    previous = {
+        number: signal.signal(number, interrupt)
+        for number in ours
+        if signal.getsignal(number) is signal.SIG_DFL
+    }
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        if got:
+            signal.raise_signal(got[0])
 
 
 def brought(ref: str, store: Store, base: Path) -> Document:

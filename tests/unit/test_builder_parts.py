@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import subprocess
@@ -238,10 +239,17 @@ def test_a_tree_of_root_is_roots_alone(tmp_path: Path, monkeypatch: pytest.Monke
     work: Any = SimpleNamespace(
         store=SimpleNamespace(root=tmp_path), step=SimpleNamespace(key="0"), log=lambda _line: None
     )
+    left, busy = (tmp_path / f"airlock-{os.geteuid()}-{name}" for name in ("left", "busy"))
+    for directory in (left, busy):
+        (directory / "tree").mkdir(parents=True)
+    handle = os.open(busy, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
     with room_for(work) as room:
         # An ordinary user's tree has to be passed through by the users that are mapped.
         assert room.stat().st_mode & 0o777 == (0o700 if os.geteuid() == 0 else 0o711)
-    assert not room.exists()
+    # What a killed builder of another step left goes too, and nobody's who still works there.
+    assert list(tmp_path.iterdir()) == [busy]
+    os.close(handle)
 
 
 # Repositories

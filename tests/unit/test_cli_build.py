@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import signal
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -193,6 +196,30 @@ def test_without_a_recipe_the_projects_image_is_built(
         (tmp_path / "airlock.toml").write_text(config)
     assert run(["-q", "build"]) == 0
     assert (tmp_path / "asked").read_text() == f"{asked} {tmp_path}"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("background", [False, True])
+def test_a_build_that_is_ended_clears_up_and_ends_by_that(number: signal.Signals, background: bool) -> None:
+    """In the background of a script Ctrl-C is ignored, and nothing can be cleared; that it ends is what counts."""
+    code = (
+        "import os, signal; from airlock.images import _ended_in_order\n"
+        # Not as pytest has it, which may itself run in the background.
+        f"signal.signal(signal.SIGINT, signal.{'SIG_IGN' if background else 'default_int_handler'})\n"
+        "with _ended_in_order():\n"
+        "    try: os.write(1, b'building\\n'); os.read(0, 1)\n"
+        "    finally: os.write(1, b'cleared\\n')\n"
+        "print('went on')"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "building\n"
+        process.send_signal(number)
+        process.stdin.close()
+        assert process.stdout.read() == ("" if background else "cleared\n")
+    assert process.returncode == -number
 
 
 def test_a_failed_build_says_what_the_tool_said(built: StorePath, capsys: pytest.CaptureFixture[str]) -> None:

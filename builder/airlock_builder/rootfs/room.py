@@ -1,6 +1,6 @@
 """A directory outside of the store in which mmdebstrap builds a tree: its mapped root must be able to reach it.
 
-One killed builder's mess is the next one's to clear, once the last process that it started is gone.
+A killed builder's mess is the next one's to clear, once the last process that it started is gone.
 """
 
 from __future__ import annotations
@@ -31,7 +31,11 @@ def room_for(work: Work) -> Iterator[Path]:
     """
     parent = Path(tools.environment()["TMPDIR"])
     name = digest_of([os.fspath(work.store.root.absolute()), work.step.key])[:16]
-    room = parent / f"airlock-{os.geteuid()}-{name}"
+    ours = f"airlock-{os.geteuid()}-"
+    for left in parent.glob(f"{ours}*"):
+        if left.name != ours + name:
+            _sweep(left, work)
+    room = parent / f"{ours}{name}"
     handle = _enter(room, work)
     try:
         yield room
@@ -66,6 +70,23 @@ def _enter(room: Path, work: Work) -> int:
         others = 0 if os.geteuid() == 0 else stat.S_IXGRP | stat.S_IXOTH
         os.fchmod(handle, stat.S_IRWXU | others)
         return pass_on(handle)
+
+
+def _sweep(room: Path, work: Work) -> None:
+    """Remove another step's directory, unless somebody works there."""
+    try:
+        handle = os.open(room, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(handle).st_uid == os.geteuid():
+            _clear(room, work)
+    except (BlockingIOError, tools.ToolError):
+        # What cannot be removed is in nobody's way.
+        pass
+    finally:
+        os.close(handle)
 
 
 def _clear(room: Path, work: Work) -> None:
