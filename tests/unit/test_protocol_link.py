@@ -8,11 +8,26 @@ import socket
 
 import pytest
 
-from airlockd.protocol.frames import encode
+from airlockd.protocol import link as module
+from airlockd.protocol.frames import MAX_PAYLOAD, encode
 from airlockd.protocol.link import Link
 from airlockd.protocol.loop import Loop
-from airlockd.protocol.mux import Message
+from airlockd.protocol.mux import WINDOW, Message
 from airlockd.protocol.pumps import Sink, Source
+
+
+class Ignoring:
+    def on_data(self, data: bytes) -> None:
+        pass
+
+    def on_credit(self, amount: int) -> None:
+        pass
+
+    def on_end(self) -> None:
+        pass
+
+    def on_reset(self) -> None:
+        pass
 
 
 def test_what_was_said_before_the_end_is_heard_when_writing_fails_first() -> None:
@@ -29,6 +44,29 @@ def test_what_was_said_before_the_end_is_heard_when_writing_fails_first() -> Non
     assert said.header["name"] == "last"
     assert reason is None
     assert link.closed
+    loop.close()
+
+
+def test_an_end_that_has_us_answer_and_does_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_OUTPUT", 8 * MAX_PAYLOAD)
+    ours, theirs = socket.socketpair()
+    loop = Loop()
+    ended: list[str | None] = []
+    link = Link(loop, ours.detach(), lambda _message: None, ended.append)
+    for stream in range(1, 65):
+        # However many streams there are: their data is bounded by their windows.
+        link.open(stream, Ignoring())
+        link.mux.send_data(stream, b"x" * link.mux.credit(stream))
+        link.flush()
+    assert link.mux.output_size > 60 * WINDOW
+    for _ in range(64):
+        link.mux.send({"t": "event", "name": "x"}, b"x" * MAX_PAYLOAD)
+        link.flush()
+        if link.closed:
+            break
+    assert ended == ["the other end does not read"]
+    assert link.mux.output_size < 64 * WINDOW + 10 * MAX_PAYLOAD
+    theirs.close()
     loop.close()
 
 

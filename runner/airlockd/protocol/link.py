@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 READ_SIZE = 256 * 1024
 _PAGE = 4096
 MAX_OUTPUT = 64 * 1024 * 1024
-"""Bytes waiting to be written at which the other end counts as stuck. Flow control keeps streams far below."""
+"""Bytes waiting to be written, beyond a window for each open stream, at which the other end counts as stuck: it has us
+answer and does not read."""
 
 
 BACKLOG = 2 * 1024 * 1024
@@ -105,7 +106,11 @@ class Link:
                 if not mux.is_open(stream):
                     self._handlers.pop(stream, None)
             mux.gone.clear()
-        if self.closed or self._waiting:
+        if self.closed:
+            return
+        if self._waiting:
+            if mux.output_size > MAX_OUTPUT + mux.windows:
+                self.close("the other end does not read")
             return
         try:
             while mux.output_size or self._held:
@@ -116,9 +121,6 @@ class Link:
                 if buffers:
                     mux.written(os.writev(self._fd, [buffers[i] for i in range(min(len(buffers), 64))]))
         except BlockingIOError:
-            if mux.output_size > MAX_OUTPUT:
-                self.close("the other end does not read")
-                return
             self._waiting = True
             self.loop.on_writable(self._fd, self._writable)
         except OSError as error:

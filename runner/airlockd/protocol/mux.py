@@ -131,6 +131,11 @@ class Mux:
             raise ProtocolError("too many streams")
         self._streams[stream] = _Stream(self._window)
 
+    @property
+    def windows(self) -> int:
+        """Bytes that all open streams together may have in flight."""
+        return len(self._streams) * self._window
+
     def is_open(self, stream: int) -> bool:
         """Whether the stream is known and not yet closed in both directions."""
         return stream in self._streams
