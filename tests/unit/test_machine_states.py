@@ -300,3 +300,14 @@ def test_the_digest_is_of_the_content(
         flip(path, writes[0][0] * 4096)
         with path.open("rb") as file:
             assert digest_sparse(file.fileno()) != before
+
+
+def test_the_digest_is_of_the_places_too(tmp_path: Path) -> None:
+    digests = set()
+    for page in (0, 1, 7):
+        path = tmp_path / str(page)
+        with path.open("w+b") as file:
+            os.truncate(file.fileno(), 8 * 65536)
+            os.pwrite(file.fileno(), b"x" * 65536, page * 65536)
+            digests.add(digest_sparse(file.fileno()))
+    assert len(digests) == 3

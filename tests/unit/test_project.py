@@ -216,3 +216,20 @@ def test_who_waits_for_a_sandbox_that_is_removed_does_not_run_beside_the_next(pr
     with project.lock():
         assert project.running_pid() == os.getpid()
     os.close(before)
+
+
+def test_a_disk_that_is_cut_short_is_refused_and_left(project: Project) -> None:
+    project.write_state(STATE_NOW)
+    (project.directory / DISK).write_bytes(b"x" * MIB)
+    with pytest.raises(ProjectError, match="is cut short"):
+        project.ensure_disk(STATE_NOW.disk_size)
+    assert (project.directory / DISK).stat().st_size == MIB
+
+
+def test_a_sandbox_of_another_user_is_left_to_its_owner(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    for use in (project.prepare, project.remove):
+        with pytest.raises(ProjectError, match="belongs to another user"):
+            use()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airlock_builder.recipe import RootfsFile, find_recipes, load_recipe
+from airlock_builder.recipe import MAX_SOURCE, RootfsFile, find_recipes, load_recipe
 from airlock_store.errors import ConfigError
 
 
@@ -177,6 +177,14 @@ def test_targets_are_files_in_the_image(recipes: Recipes, target: str) -> None:
     recipes.write("bad", f'[rootfs.files]\n"{target}" = ""\n')
     with pytest.raises(ConfigError, match="not an absolute path"):
         load_recipe("bad", Path("/")).files()
+
+
+def test_a_source_that_is_too_large(recipes: Recipes) -> None:
+    recipe = recipes.write("one", "[rootfs.files]\n'/a' = {source='large'}\n")
+    with recipe.with_name("large").open("wb") as file:
+        file.truncate(MAX_SOURCE + 1)
+    with pytest.raises(ConfigError, match="is larger than 64 MB"):
+        load_recipe("one", Path("/")).files()
 
 
 def test_sources_stay_beside_the_recipe(recipes: Recipes) -> None:

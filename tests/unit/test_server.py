@@ -114,9 +114,19 @@ def test_a_command_that_is_too_long_with_the_sandboxs_variables_is_refused_alone
     assert (refused["t"], refused["errno"], refused["stage"]) == ("error", errno.E2BIG, "exec")
     assert wires.asked == []
     assert wires.server.commands == {}
+    # What it sent on its streams already is no breach of protocol.
+    assert not any(client.link.mux.is_open(number) for number in range(1, 10))
     for each in (client, other):
         assert wires.spawn(each, ["x"])["t"] == "reply"
     assert not wires.control.link.closed
+
+
+def test_a_command_that_ended_is_listed_no_more(wires: Wires) -> None:
+    client = wires.client()
+    assert wires.spawn(client, ["x"])["t"] == "reply"
+    assert [each["argv"] for each in wires.ask(client, "list")["commands"]] == [["x"]]
+    wires.server.exited({"process": wires.asked[0]["process"], "code": 0})
+    assert wires.ask(client, "list")["commands"] == []
 
 
 def test_who_comes_while_the_sandbox_is_stopped_is_told_so(wires: Wires) -> None:

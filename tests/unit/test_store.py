@@ -99,6 +99,13 @@ def test_verify_tells_what_changed(store: Store, damage: object, problem: str) -
     assert store.verify(path) == (problem,)
 
 
+def test_a_path_under_another_ones_name_is_told(store: Store) -> None:
+    path = store.realise(KEY, "thing", fill)
+    path.path.rename(store.path(OTHER, "thing"))
+    (moved,) = store.paths()
+    assert store.verify(moved) == (f"the manifest is that of {KEY}-thing",)
+
+
 def test_link_shares_the_file_and_its_digest(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     source = store.realise(KEY, "thing", fill)
     hashed: list[str] = []
