@@ -22,12 +22,12 @@ def list_(as_json: bool) -> None:
     roots = (link.parents[2] for link in project_links(Store.open()))
     found = [status for root in sorted(roots) if (status := Project(root).status()) is not None]
     if as_json:
-        say_json([{**asdict(each), "status": _state(each.running_pid)} for each in found])
+        say_json([{**asdict(each), "status": each.state} for each in found])
         return
     rows = [
         (
             str(each.path),
-            _state(each.running_pid),
+            each.state,
             each.image_name,
             format_size(each.disk_used),
             each.last_run,
@@ -35,7 +35,3 @@ def list_(as_json: bool) -> None:
         for each in found
     ]
     say_table(rows, heads=("PATH", "STATUS", "IMAGE", "DISK", "LAST RUN"))
-
-
-def _state(pid: int | None) -> str:
-    return "stopped" if pid is None else "running"

@@ -27,10 +27,9 @@ def show(as_json: bool) -> None:
     if status is None:
         raise AirlockError(NO_DATA, hint="`airlock start` makes a sandbox here")
     if as_json:
-        state = "stopped" if status.running_pid is None else "running"
-        say_json({**asdict(status), "status": state})
+        say_json({**asdict(status), "status": status.state})
         return
-    running = "stopped" if status.running_pid is None else f"running (pid {status.running_pid})"
+    running = status.state if status.running_pid is None else f"{status.state} (pid {status.running_pid})"
     warnings = []
     if status.sockets:
         from airlock_runner.net.settle import POWER
@@ -40,7 +39,7 @@ def show(as_json: bool) -> None:
         [
             ("path", str(status.path)),
             ("status", running),
-            ("image", f"{status.image_name} ({status.image_path})"),
+            ("image", f"{status.image_name} ({status.image_path})" if status.image_name else "-"),
             ("cpus", str(status.cpus)),
             ("memory", format_size(status.memory)),
             ("disk", f"{format_size(status.disk_used)} of {format_size(status.disk_size)}"),

@@ -9,7 +9,10 @@ from airlock.cli import command
 
 @command("stop", examples=["airlock stop"])
 def stop() -> None:
-    """Stop the running sandbox of this project: its commands, its daemons, its machine. Returns when all is gone."""
+    """Stop the running sandbox of this project: its commands, its daemons, its machine. Returns when all is gone.
+
+    One that is still starting is stopped as well.
+    """
     from airlock_runner.project import Project
     from airlock_runner.remote import stop as stop_session
 

@@ -33,6 +33,8 @@ LOCK, DISK, NEW_DISK, STATE, SOCKET, CONSOLE = (
 MUST_BE_WRITABLE = (
     "airlock keeps a sandbox's disk in .airlock/ of the project; the directory must be writable"
 )
+UP = "up"
+"""The second line of the lock's file, after the pid, once the sandbox takes commands."""
 RESERVED_PLACES = (
     "/", "/bin", "/etc", "/lib", "/lib32", "/lib64", "/run", "/sbin", "/usr", "/usr/bin", "/usr/lib", "/usr/lib32",
     "/usr/lib64", "/usr/libexec", "/usr/sbin", "/usr/share", "/var", "/var/lib",
@@ -67,10 +69,14 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class SandboxStatus:
-    """What `airlock show` tells. Sizes in bytes; `disk_used` is what the disk's file takes on the host."""
+    """What `airlock show` tells. Sizes in bytes; `disk_used` is what the disk's file takes on the host.
+
+    `running_pid` is that of the session, `up` says that it takes commands: until then it is starting.
+    """
 
     path: Path
     running_pid: int | None
+    up: bool
     image_name: str
     image_path: str
     cpus: int
@@ -79,6 +85,11 @@ class SandboxStatus:
     disk_size: int
     last_run: str
     sockets: str
+
+    @property
+    def state(self) -> str:
+        """In a word."""
+        return "stopped" if self.running_pid is None else "running" if self.up else "starting"
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,17 +188,27 @@ class Project:
         finally:
             os.close(fd)
 
+    def note_up(self, lock: int) -> None:
+        """Whoever holds the project by this lock takes commands from now on."""
+        with suppress(OSError):
+            os.pwrite(lock, f"{os.getpid()}\n{UP}\n".encode(), 0)
+
     def running_pid(self) -> int | None:
         """The pid of the session that runs the sandbox, or None."""
+        return self._holder()[0]
+
+    def _holder(self) -> tuple[int | None, bool]:
+        """The pid of whoever holds the project, or None; and whether commands are taken."""
         try:
             fd = self._open(LOCK, os.O_RDWR)
         except (ProjectError, OSError):
-            return None
+            return None, False
         try:
             if _try_lock(fd):
-                return None
+                return None, False
             holder = _read_pid(fd)
-            return holder if holder is not None and _alive(holder) else None
+            up = os.pread(fd, 32, 0).split()[1:] == [UP.encode()]
+            return (holder, up) if holder is not None and _alive(holder) else (None, False)
         finally:
             os.close(fd)
 
@@ -211,13 +232,16 @@ class Project:
 
     def status(self) -> SandboxStatus | None:
         """The sandbox as it is now; None where the project has none."""
-        state = self.read_state()
+        state, (holder, up) = self.read_state(), self._holder()
         if state is None:
-            return None
+            if holder is None:
+                return None
+            # The first start.
+            state = State()
         disk = self._look_at(DISK)
         used, size = (disk.st_blocks * 512, disk.st_size) if disk else (0, state.disk_size)
         return SandboxStatus(
-            path=self.root, running_pid=self.running_pid(), image_name=state.image_name,
+            path=self.root, running_pid=holder, up=up, image_name=state.image_name,
             image_path=state.image_path, cpus=state.cpus, memory=state.memory,
             disk_used=used, disk_size=size, last_run=state.last_run,
             sockets=state.sockets,
@@ -406,7 +430,7 @@ def _lock_soon(fd: int) -> bool:
 
 
 def _read_pid(fd: int) -> int | None:
-    text = os.pread(fd, 32, 0).strip()
+    text = os.pread(fd, 32, 0).partition(b"\n")[0].strip()
     return int(text) if text.isdigit() and len(text) < 10 else None
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
-from airlock_runner.attach import NotRunningError, connect
+from airlock_runner.attach import NotRunningError, NotYetError, UnavailableError, connect, unavailable
 from airlock_runner.control import Control
 from airlock_store.errors import UsageError
 from airlockd.protocol.loop import Loop
@@ -16,8 +17,12 @@ if TYPE_CHECKING:
     from airlockd.protocol.frames import Header
 
 
+POLL_SECONDS = 0.1
+
+
 def running(project: Project | None) -> dict[str, list[dict[str, Any]]]:
-    """The `daemons` and the attached `commands` of the running sandbox. Raises NotRunningError.
+    """The `daemons` and the attached `commands` of the running sandbox. Raises NotRunningError and
+    UnavailableError.
 
     All values in them are the guest's word.
     """
@@ -32,8 +37,24 @@ def _tables(said: object) -> list[dict[str, Any]]:
 
 
 def stop(project: Project | None) -> None:
-    """Stop the sandbox and wait until nothing of it is left. Raises NotRunningError."""
-    _ask(project, "stop")
+    """Stop the sandbox, also one that is still starting, and wait until nothing of it is left.
+
+    Raises NotRunningError, and UnavailableError where its session takes no more clients.
+    """
+    busy = False
+    while True:
+        try:
+            _ask(project, "stop")
+            break
+        except NotRunningError:
+            if busy:
+                # It went by itself.
+                return
+            raise
+        except NotYetError:
+            # A start that does not listen yet, or an end: one more moment.
+            busy = True
+            time.sleep(POLL_SECONDS)
     assert project is not None
     project.wait_until_free()
 
@@ -41,7 +62,7 @@ def stop(project: Project | None) -> None:
 def change_network(project: Project | None, what: Mapping[str, str]) -> Header:
     """Change what the running sandbox may reach, see `Network.command`; gives what holds then.
 
-    Raises NotRunningError, and UsageError for a policy or a pattern that is none.
+    Raises NotRunningError, UnavailableError, and UsageError for a policy or a pattern that is none.
     """
     reply = _ask(project, "net", what)
     if reply is None:
@@ -60,11 +81,20 @@ def _ask(project: Project | None, op: str, arguments: Mapping[str, str] | None =
         answers.append(header)
         loop.stop()
 
-    control = Control(loop, connect(project), lambda _event: None, lambda _reason: loop.stop())
+    away: list[UnavailableError] = []
+
+    def heard(event: Header) -> None:
+        error = unavailable(event)
+        if error is not None:
+            away.append(error)
+
+    control = Control(loop, connect(project), heard, lambda _reason: loop.stop())
     try:
         control.call(op, arguments or {}, answered, answered)
         loop.run()
     finally:
         control.link.close()
         loop.close()
+    if away:
+        raise away[0]
     return answers[0] if answers else None

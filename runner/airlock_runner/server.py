@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from airlock_runner.control import integer, outcome
 from airlock_runner.project import SOCKET, Project
 from airlock_runner.sockets import bind_in
-from airlockd.protocol.frames import Header, ProtocolError
+from airlockd.protocol.frames import Header, ProtocolError, encode
 from airlockd.protocol.link import Link
+from airlockd.protocol.loop import NO_DESCRIPTORS
 from airlockd.protocol.mux import MAX_STREAM_ID
 
 if TYPE_CHECKING:
@@ -27,19 +28,26 @@ if TYPE_CHECKING:
     from airlockd.protocol.mux import Message
 
 BACKLOG = 128
+PAUSE_SECONDS = 1.0
+"""For a socket at which nobody can be accepted, not even to be turned away."""
+UNAVAILABLE = "unavailable"
+"""The event that a client is turned away with. Its `message` says why."""
+STARTING = "the sandbox is still starting"
+NO_ROOM = "the session of the sandbox has no descriptor left for another client"
 LISTED, SHOWN = 200, 200
 """Commands that are listed, and characters that are told of one: all of it goes into one frame."""
 
 
 class Server:
-    """Listens until `close`. Credit is relayed, not granted: memory stays bounded by the two ends' windows."""
+    """Listens until `close`. Credit is relayed, not granted: memory stays bounded by the two ends' windows.
+
+    Until `serve` is called, the sandbox can be stopped and nothing else.
+    """
 
     def __init__(
         self,
         loop: Loop,
         project: Project,
-        control: Control,
-        defaults: CommandDefaults,
         *,
         on_stop: Callable[[], None],
         on_net: Callable[[Header], Header],
@@ -47,7 +55,8 @@ class Server:
         """`on_stop` is called when a client asks that the sandbox be stopped, `on_net` for what `airlock net` asks."""
         self.on_stop, self.on_net = on_stop, on_net
         self.commands: dict[int, Attached] = {}
-        self.loop, self.control, self.defaults = loop, control, defaults
+        self.loop = loop
+        self._up: tuple[Control, CommandDefaults] | None = None
         self.processes: dict[int, _Client] = {}
         self._project = project
         self.refusing = False
@@ -57,7 +66,29 @@ class Server:
         self._socket.listen(BACKLOG)
         self._socket.setblocking(False)
         self._clients: set[_Client] = set()
-        loop.on_readable(self._socket.fileno(), self._accept)
+        self._reserve = _spare()
+        self._listen()
+
+    def serve(self, control: Control, defaults: CommandDefaults) -> None:
+        """The sandbox is up: take commands."""
+        self._up = control, defaults
+
+    @property
+    def up(self) -> bool:
+        """Whether it takes commands."""
+        return self._up is not None
+
+    @property
+    def control(self) -> Control:
+        """The link to airlockd, once it is up."""
+        assert self._up is not None
+        return self._up[0]
+
+    @property
+    def defaults(self) -> CommandDefaults:
+        """What commands get, once it is up."""
+        assert self._up is not None
+        return self._up[1]
 
     def exited(self, header: Header) -> None:
         """airlockd says that a process ended; pass it on to whose it was."""
@@ -77,6 +108,9 @@ class Server:
         self._unlisten()
         for client in list(self._clients):
             client.link.close()
+        if self._reserve >= 0:
+            os.close(self._reserve)
+            self._reserve = -1
 
     def forget(self, client: _Client) -> None:
         """The client is gone."""
@@ -85,9 +119,32 @@ class Server:
     def _accept(self) -> None:
         try:
             connection, _ = self._socket.accept()
-        except OSError:
+        except OSError as error:
+            if error.errno in NO_DESCRIPTORS:
+                self._turn_away()
             return
         self._clients.add(_Client(self, connection))
+
+    def _listen(self) -> None:
+        # It may have been closed meanwhile.
+        if self._socket.fileno() >= 0:
+            self.loop.on_readable(self._socket.fileno(), self._accept)
+
+    def _turn_away(self) -> None:
+        """There is no descriptor for whoever waits but the one that is kept for telling so."""
+        if self._reserve >= 0:
+            os.close(self._reserve)
+        try:
+            connection, _ = self._socket.accept()
+            with connection:
+                connection.setblocking(False)
+                said = {"t": "event", "name": UNAVAILABLE, "message": NO_ROOM}
+                connection.sendmsg(encode(said))
+        except OSError as error:
+            if error.errno in NO_DESCRIPTORS:
+                self.loop.on_readable(self._socket.fileno(), None)
+                self.loop.call_later(PAUSE_SECONDS, self._listen)
+        self._reserve = _spare()
 
     def _unlisten(self) -> None:
         if self._socket.fileno() >= 0:
@@ -141,6 +198,10 @@ class _Client:
         if op == "stop":
             # The end of the connection is the answer.
             self._server.on_stop()
+        elif not self._server.up:
+            self._say({"t": "event", "name": UNAVAILABLE, "message": STARTING})
+            self.link.flush()
+            self.link.close()
         elif op == "net":
             try:
                 answer(self._server.on_net(header))
@@ -237,6 +298,14 @@ class _Client:
                 hangup = {"process": process, "signal": int(signal.SIGHUP)}
                 server.control.call("signal", hangup, _ignore, _ignore)
         self._processes.clear()
+
+
+def _spare() -> int:
+    """A descriptor that can be closed to have one, or -1."""
+    try:
+        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return -1
 
 
 def _shortened(argv: Sequence[object]) -> list[str]:

@@ -69,7 +69,9 @@ class Session:
         self._terminal = Terminal()
         self._signals = Signals(self._loop, self._on_signal)
         self._command: RemoteCommand | None = None
+        self._lock = lock
         self._server: Server | None = None
+        self._stopping = self._configuring = False
         self._files: Files | None = None
         self._result: int | AirlockError | None = None
         self._ending = False
@@ -95,6 +97,7 @@ class Session:
 
     def run(self) -> int:
         """To the end. Raises the AirlockError that ended it."""
+        self._server = Server(self._loop, self._project, on_stop=self._stop, on_net=self._network.command)
         self._starter.start()
         self._loop.run()
         if isinstance(self._result, AirlockError):
@@ -145,6 +148,7 @@ class Session:
             "user": CommandDefaults.of(self._request.image, self._request.config).user,
             "places": self._mounts.places,
         }
+        self._configuring = True
         self._control.call(
             "configure", arguments, self._on_configured, self._on_refused, payload=secrets.token_bytes(64)
         )
@@ -163,16 +167,14 @@ class Session:
             State(image.name, str(image.path), spec.cpus, spec.memory, size, now(), powerful)
         )
         defaults = CommandDefaults.of(image, self._request.config)
-        self._server = Server(
-            self._loop,
-            self._project,
-            self._control,
-            defaults,
-            on_stop=self._stop,
-            on_net=self._network.command,
-        )
+        assert self._server is not None
+        self._server.serve(self._control, defaults)
+        self._project.note_up(self._lock)
         self._pulse = Pulse(self._loop, self._control, self._patience, self._stuck, self.note)
         self._pulse.start()
+        if self._stopping:
+            self._stop()
+            return
         machine = self._starter.machine
         assert machine is not None
         self._network.begin(self._loop, machine.take_network(), lambda text: self.note(0, text))
@@ -277,7 +279,7 @@ class Session:
             self._insisted += 1
             if self._insisted >= INSISTENT:
                 self._loop.stop()
-        elif self._server is not None:
+        elif self._server is not None and self._server.up:
             # Daemons are starting.
             self._end(128 + number)
         else:
@@ -321,7 +323,19 @@ class Session:
 
     def _stop(self) -> None:
         """`airlock stop`: the end that a SIGTERM makes which nobody handles."""
-        self._end(128 + signal.SIGTERM if self._request.background is None else 0)
+        assert self._server is not None
+        if self._server.up and not self._stopping:
+            self._end(128 + signal.SIGTERM if self._request.background is None else 0)
+            return
+        # Before it was up, which whoever started it waits for.
+        stopped = MachineError("the sandbox was stopped while it started")
+        if self._server.up:
+            self._end(stopped)
+        elif self._configuring:
+            # Its disk is in use: that is ended in order, once it can be.
+            self._stopping = True
+        else:
+            self._fail(stopped)
 
     def _stuck(self) -> None:
         self._die(f"the sandbox has not answered for {self._patience:.0f} seconds and was stopped")

@@ -104,6 +104,32 @@ def test_what_cannot_start_in_the_background_says_so(airlock: Airlock, project: 
     assert b"--detach runs no command" in done.stderr
 
 
+def test_a_sandbox_that_is_still_starting_says_so_and_can_be_stopped(
+    airlock: Airlock, base_image: object, project: Path
+) -> None:
+    write_config(project, "")
+    start = subprocess.Popen([COMMAND, "start", "--detach", "--cold"], cwd=project, stderr=subprocess.PIPE)
+
+    def shown() -> str:
+        done = airlock("show", "--json", cwd=project)
+        return str(json.loads(done.stdout)["status"]) if done.returncode == 0 else ""
+
+    # Until then there is nothing to be shown.
+    while shown() != "starting":
+        assert start.poll() is None
+    for words in (["exec", "true"], ["ps"], ["logs"], ["net", "policy"]):
+        done = airlock(*words, cwd=project)
+        assert done.returncode == 1
+        assert b"start" in done.stderr
+        assert b"try again in a moment" in done.stderr
+    assert airlock("stop", cwd=project).returncode == 0
+    _, said = start.communicate(timeout=300)
+    assert start.returncode == 1
+    assert b"the sandbox was stopped while it started" in said
+    assert airlock("stop", cwd=project).returncode == 1
+    assert not list((project / ".airlock/sandbox").glob("*.sock"))
+
+
 def test_a_start_in_another_terminal_is_stopped(airlock: Airlock, base_image: object, project: Path) -> None:
     with running(project) as sandbox:
         attached = subprocess.Popen([COMMAND, "exec", "sleep", "4321"], cwd=project, stderr=subprocess.PIPE)

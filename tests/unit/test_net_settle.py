@@ -91,6 +91,32 @@ def test_what_is_asked_for_twice_is_told_with_who_asked(root: Path, text: str, s
     assert refusal(root, text).startswith(said)
 
 
+def test_everything_that_clashes_is_told_at_once(root: Path) -> None:
+    (free,) = free_ports(1)
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        text = (
+            f"[network.ports.a]\nhost = [3000, '9000:3000']\nguest = ['{free}:1', '{free}:2', {port}]\n"
+            f"[network.ports.b]\nhost = ['9001:3000']\nguest = ['{free}:3', '{port}:3000']\n"
+            "[network.sockets.x]\nhost = '/a:/x'\n[network.sockets.y]\nhost = '/b:/x'"
+        )
+        (root / "airlock.toml").write_text(text)
+        with pytest.raises(ConfigError) as caught:
+            settle(load_config(root).network, root, [root])
+    both = "[network.ports.a] and [network.ports.b] both ask for it"
+    assert [str(each).removeprefix(f"{root}/airlock.toml:") for each in caught.value.problems] == [
+        "2:1: the sandbox's port 3000 is used twice: [network.ports.a] asks for it a second time",
+        f"5:1: the sandbox's port 3000 is used twice: {both}",
+        f"3:1: port {free} of 127.0.0.1 is used twice: [network.ports.a] asks for it a second time",
+        f"6:1: port {free} of 127.0.0.1 is used twice: {both}",
+        f"6:1: port {port} of 127.0.0.1 is used twice: {both}",
+        f"6:1: the sandbox's port 3000 is used twice: {both}",
+        "9:18: /x is also the place of socket x",
+        f"3:1: port {port} of 127.0.0.1, which [network.ports.a] asks for, is in use by another program",
+    ]
+    socket.create_server(("127.0.0.1", free)).close()
+
+
 def test_a_busy_port_fails_the_start_and_leaves_no_other_bound(root: Path) -> None:
     (free,) = free_ports(1)
     with socket.create_server(("127.0.0.1", 0)) as busy:

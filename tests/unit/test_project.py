@@ -94,6 +94,27 @@ def test_a_second_start_names_the_pid_that_holds_the_project(project: Project) -
     assert project.running_pid() is None
 
 
+def test_a_sandbox_is_starting_until_it_takes_commands(project: Project) -> None:
+    assert project.status() is None
+    with project.lock() as lock:
+        starting = project.status()
+        assert starting is not None
+        assert (starting.state, starting.running_pid, starting.image_name) == ("starting", os.getpid(), "")
+        project.note_up(lock)
+        running = project.status()
+        assert running is not None
+        assert (running.state, running.running_pid) == ("running", os.getpid())
+        # Whoever holds it next is not up because somebody was.
+    with project.lock():
+        again = project.status()
+        assert again is not None
+        assert again.state == "starting"
+    project.write_state(STATE_NOW)
+    stopped = project.status()
+    assert stopped is not None
+    assert stopped.state == "stopped"
+
+
 def test_the_lock_of_a_killed_start_is_stale(project: Project) -> None:
     with hold(project) as holder:
         holder.kill()

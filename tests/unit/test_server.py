@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import socket
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from airlock_runner import server as server_module
 from airlock_runner.control import Control, TooLargeError
 from airlock_runner.defaults import CommandDefaults
 from airlock_runner.project import SOCKET, Project
-from airlock_runner.server import LISTED, Server
+from airlock_runner.server import LISTED, NO_ROOM, STARTING, UNAVAILABLE, Server
 from airlock_runner.sockets import connect_in
 from airlock_runner.stdio import RemoteCommand, Terminal, TooLongError
 from airlockd.protocol.frames import MAX_HEADER
@@ -33,9 +36,11 @@ def ignore(_value: object) -> None:
 class Wires:
     """A session's server, the guest that it asks, and clients."""
 
-    def __init__(self, root: Path, environment: dict[str, str]) -> None:
+    def __init__(self, root: Path, environment: dict[str, str], *, up: bool = True) -> None:
         self.loop = Loop()
         self.asked: list[dict[str, Any]] = []
+        self.stops: list[int] = []
+        self.events: list[dict[str, Any]] = []
         ours, theirs = socket.socketpair()
         self.control = Control(self.loop, ours.detach(), ignore, ignore)
         self.guest = Link(self.loop, theirs.detach(), self._serve, ignore)
@@ -43,15 +48,21 @@ class Wires:
         self.project.prepare()
         defaults = CommandDefaults(environment, "root", harden=True)
         self.server = Server(
-            self.loop, self.project, self.control, defaults, on_stop=lambda: None, on_net=lambda _header: {}
+            self.loop, self.project, on_stop=lambda: self.stops.append(1), on_net=lambda _header: {}
         )
+        if up:
+            self.server.serve(self.control, defaults)
         self.clients: list[Control] = []
 
     def client(self) -> Control:
         with self.project.at() as directory:
             fd = connect_in(directory, SOCKET).detach()
-        self.clients.append(Control(self.loop, fd, ignore, ignore))
+        self.clients.append(Control(self.loop, fd, self.events.append, lambda _reason: self.loop.stop()))
         return self.clients[-1]
+
+    def until_it_is_closed(self, client: Control) -> None:
+        while not client.link.closed:
+            self.loop.run()
 
     def ask(self, client: Control, op: str, **arguments: Any) -> dict[str, Any]:
         answers: list[dict[str, Any]] = []
@@ -101,6 +112,23 @@ class Ignoring:
         pass
 
 
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """Every one that this process may have is in use."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 20, limits[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            while True:
+                held.append(os.open(os.devnull, os.O_RDONLY))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for each in held:
+            os.close(each)
+
+
 @pytest.fixture
 def wires(tmp_path: Path) -> Iterator[Wires]:
     wires = Wires(tmp_path, {"LARGE": "x" * (MAX_HEADER // 2)})
@@ -138,6 +166,48 @@ def test_who_comes_while_the_sandbox_is_stopped_is_told_so(wires: Wires) -> None
     assert len(wires.asked) == 1
     with pytest.raises(FileNotFoundError):
         wires.client()
+
+
+def test_without_a_descriptor_clients_are_turned_away_with_a_word(wires: Wires) -> None:
+    clients = [wires.client() for _ in range(3)]
+    with no_descriptors():
+        for client in clients:
+            wires.until_it_is_closed(client)
+    assert wires.events == [{"t": "event", "name": UNAVAILABLE, "message": NO_ROOM}] * 3
+    assert wires.spawn(wires.client(), ["x"])["t"] == "reply"
+
+
+def test_without_even_the_reserve_the_server_waits_and_does_not_spin(
+    wires: Wires, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "PAUSE_SECONDS", 0.0)
+    os.close(wires.server._reserve)
+    wires.server._reserve = -1
+    client = wires.client()
+    with no_descriptors():
+        wires.server._accept()
+        assert wires.server._socket.fileno() not in wires.loop._watched
+    assert wires.spawn(client, ["x"])["t"] == "reply"
+    assert wires.events == []
+    wires.server._accept()
+
+
+def test_before_the_sandbox_is_up_it_can_be_stopped_and_nothing_else(tmp_path: Path) -> None:
+    wires = Wires(tmp_path, {}, up=False)
+    try:
+        for op in ("list", "net", "spawn"):
+            client = wires.client()
+            client.call(op, {}, ignore, ignore)
+            wires.until_it_is_closed(client)
+        assert wires.events == [{"t": "event", "name": UNAVAILABLE, "message": STARTING}] * 3
+        assert wires.stops == []
+        wires.client().call("stop", {}, ignore, ignore)
+        while not wires.stops:
+            wires.loop._round()
+        wires.server.serve(wires.control, CommandDefaults({}, "root", harden=True))
+        assert wires.spawn(wires.client(), ["x"])["t"] == "reply"
+    finally:
+        wires.close()
 
 
 def test_however_many_and_long_the_commands_they_are_listed(wires: Wires) -> None:

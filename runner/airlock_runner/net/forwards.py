@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import socket
 import struct
 import time
 from typing import TYPE_CHECKING
 
 from airlock_runner.net.record import Record
+from airlockd.protocol.loop import NO_DESCRIPTORS
 from airlockd.protocol.relay import Relay
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Forward:
         try:
             client, _ = self.to_guest.listener.accept()
         except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+            if error.errno in NO_DESCRIPTORS:
                 self._service.loop.on_readable(self.to_guest.listener.fileno(), None)
                 self._service.loop.call_later(PAUSE_SECONDS, self._listen)
             return

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airlock_runner.config import place_of
-from airlock_store.errors import ConfigError
+from airlock_store.errors import ConfigError, noting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -102,48 +102,57 @@ class Settled:
 def settle(config: NetworkConfig, root: Path, writable: Iterable[Path] = ()) -> Settled:
     """The network of the project at `root`; `writable` are the host's directories that the sandbox can write to.
 
-    Raises ConfigError with the place of a port that is asked for twice, or that somebody else has.
+    Raises ConfigError with the place of every port that is asked for twice, or that somebody else has.
     """
-    to_host = _to_host(config, root)
-    wanted = _to_guest(config, root, to_host)
-    sockets, warnings = _sockets(config, root, tuple(writable))
+    problems: list[ConfigError] = []
+    to_host = _to_host(config, root, problems)
+    wanted = _to_guest(config, root, to_host, problems)
+    sockets, warnings = _sockets(config, root, tuple(writable), problems)
     bound: list[ToGuest] = []
-    try:
-        for host, guest, group in wanted:
+    for host, guest, group in wanted:
+        with noting(problems):
             bound.append(ToGuest(_bind(host, group, root), host, guest, group))
-    except ConfigError:
+    if problems:
         for each in bound:
             each.listener.close()
-        raise
+        raise ConfigError.of(problems)
     return Settled(config, to_host, tuple(bound), sockets, tuple(warnings))
 
 
-def _to_host(config: NetworkConfig, root: Path) -> dict[int, ToHost]:
+def _to_host(config: NetworkConfig, root: Path, problems: list[ConfigError]) -> dict[int, ToHost]:
     found: dict[int, ToHost] = {}
     for group, ports in config.ports.items():
         for pair in ports.host:
             other = found.get(pair.guest)
             if other is not None:
-                raise _clash(f"the sandbox's port {pair.guest}", group, "host", other.group, root)
+                problems.append(_clash(f"the sandbox's port {pair.guest}", group, "host", other.group, root))
+                continue
             found[pair.guest] = ToHost(pair.guest, pair.host, group)
     return found
 
 
-def _to_guest(config: NetworkConfig, root: Path, to_host: Mapping[int, ToHost]) -> list[tuple[int, int, str]]:
+def _to_guest(
+    config: NetworkConfig, root: Path, to_host: Mapping[int, ToHost], problems: list[ConfigError]
+) -> list[tuple[int, int, str]]:
+    """Host's port, sandbox's port and group of all that clash with nothing."""
     asked: dict[int, str] = {}
     wanted = []
     dialled = {each.host: each.group for each in to_host.values()}
     for group, ports in config.ports.items():
         for pair in ports.guest:
             # A port that leads to the other side and back again would go round in a circle.
-            for what, other in (
-                (f"port {pair.host} of {LOOPBACK}", asked.get(pair.host) or dialled.get(pair.host)),
-                (f"the sandbox's port {pair.guest}", getattr(to_host.get(pair.guest), "group", None)),
-            ):
-                if other is not None:
-                    raise _clash(what, group, "guest", other, root)
-            asked[pair.host] = group
-            wanted.append((pair.host, pair.guest, group))
+            clashes = [
+                _clash(what, group, "guest", other, root)
+                for what, other in (
+                    (f"port {pair.host} of {LOOPBACK}", asked.get(pair.host) or dialled.get(pair.host)),
+                    (f"the sandbox's port {pair.guest}", getattr(to_host.get(pair.guest), "group", None)),
+                )
+                if other is not None
+            ]
+            problems += clashes
+            asked.setdefault(pair.host, group)
+            if not clashes:
+                wanted.append((pair.host, pair.guest, group))
     return wanted
 
 
@@ -174,7 +183,7 @@ def _bind(port: int, group: str, root: Path) -> socket.socket:
 
 
 def _sockets(
-    config: NetworkConfig, root: Path, writable: tuple[Path, ...]
+    config: NetworkConfig, root: Path, writable: tuple[Path, ...], problems: list[ConfigError]
 ) -> tuple[dict[str, HostSocket], list[str]]:
     found: dict[str, HostSocket] = {}
     warnings = []
@@ -183,10 +192,13 @@ def _sockets(
         path = Path(os.path.normpath(os.path.expanduser(each.host.host)))
         guest = os.path.normpath(each.host.guest)
         if guest in places:
-            raise ConfigError(
-                f"{guest} is also the place of socket {places[guest]}",
-                at=place_of(root, "network", "sockets", name),
+            problems.append(
+                ConfigError(
+                    f"{guest} is also the place of socket {places[guest]}",
+                    at=place_of(root, "network", "sockets", name),
+                )
             )
+            continue
         places[guest] = name
         above = [directory for directory in writable if path.is_relative_to(directory)]
         found[name] = here = HostSocket(name, path, guest, min(above, default=None))

@@ -13,6 +13,7 @@ import stat
 from typing import TYPE_CHECKING, Any
 
 from airlockd import linux
+from airlockd.protocol.loop import NO_DESCRIPTORS
 from airlockd.protocol.relay import Relay
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 BACKLOG = 1024
 _LOOPBACK = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
-NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 
 

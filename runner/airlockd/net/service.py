@@ -20,11 +20,11 @@ from airlockd.net import dns, packet, tun
 from airlockd.net.dns_server import DnsConnection
 from airlockd.net.fastpath import FastPath
 from airlockd.net.flows import BOTH, DEVICE, GATEWAY, Flow, Flows
-from airlockd.net.listeners import NO_DESCRIPTORS, Listeners, reset
+from airlockd.net.listeners import Listeners, reset
 from airlockd.net.names import Names
 from airlockd.net.refused import Refused
 from airlockd.protocol.link import Link
-from airlockd.protocol.loop import Loop
+from airlockd.protocol.loop import NO_DESCRIPTORS, Loop
 from airlockd.protocol.relay import Relay
 
 if TYPE_CHECKING:

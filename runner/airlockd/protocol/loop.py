@@ -6,6 +6,7 @@ because it does in Python, several times per connection, what `select.poll` and 
 
 from __future__ import annotations
 
+import errno
 import heapq
 import select
 import sys
@@ -14,6 +15,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 Callback = Callable[[], None]
+NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
+"""What `accept` fails with while somebody goes on waiting: the listener stays readable, and a loop would spin."""
 _SWEEP_AT = 128
 """Timers, at least, before those that are cancelled are thrown out."""
 _IN, _OUT = 0x1, 0x4
