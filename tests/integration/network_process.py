@@ -186,6 +186,16 @@ class Guest:
         )
 
 
+def pause_host(guest: Guest) -> None:
+    """From now on the host does not read what the guest says."""
+    guest.host.do(lambda: guest.host.link.loop.on_readable(guest.host.link._fd, None))
+
+
+def resume_host(guest: Guest) -> None:
+    link = guest.host.link
+    guest.host.do(lambda: link.loop.on_readable(link._fd, link._read))
+
+
 @contextmanager
 def running(config: NetworkConfig, root: Path) -> Iterator[Guest]:
     """A guest whose host has this config."""

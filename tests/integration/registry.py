@@ -16,7 +16,7 @@ from threading import Thread
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from test_network import free_port
+from servers import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

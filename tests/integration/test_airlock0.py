@@ -6,27 +6,17 @@ Programs in the guest are ping and perl. One sandbox serves all tests.
 from __future__ import annotations
 
 import socket
-import socketserver
 import struct
-import threading
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 from sandboxes import Running, log_of, running, write_config
+from servers import echo_whole, serving
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 PRELUDE = "use strict; use Socket qw(:all); use IO::Socket::INET; alarm 200;"
-
-
-def echo(client: socket.socket) -> None:
-    """Answers with what it was sent, once the client ended its half."""
-    said = b""
-    while data := client.recv(65536):
-        said += data
-    client.sendall(said)
 
 
 def reset(client: socket.socket) -> None:
@@ -36,23 +26,6 @@ def reset(client: socket.socket) -> None:
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     # Here and now: the server would end its half first.
     client.close()
-
-
-@contextmanager
-def serving(talk: Callable[[socket.socket], None]) -> Iterator[int]:
-    """A server on a free port of 127.0.0.1; gives the port."""
-
-    class Handler(socketserver.BaseRequestHandler):
-        def handle(self) -> None:
-            talk(self.request)
-
-    class Server(socketserver.ThreadingTCPServer):
-        daemon_threads = True
-
-    with Server(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-        yield server.server_address[1]
-        server.shutdown()
 
 
 class Guest:
@@ -74,7 +47,7 @@ def guest(base_image: object, tmp_path_factory: pytest.TempPathFactory) -> Itera
     project = tmp_path_factory.mktemp("airlock0")
     config = '[network.hosts]\n"here.test" = "127.0.0.1"'
     write_config(project, config)
-    with serving(echo) as echoing, serving(reset) as resetting, running(project) as sandbox:
+    with serving(echo_whole) as echoing, serving(reset) as resetting, running(project) as sandbox:
         yield Guest(sandbox, {"echo": echoing, "reset": resetting})
 
 

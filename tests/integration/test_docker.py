@@ -16,9 +16,10 @@ from urllib.request import urlopen
 
 import pytest
 from containers import BOX, EXAMPLE, IMPORT, write_project
+from network_world import Handler, serving_http
 from registry import NAME, serving_registry
 from sandboxes import log_of, running
-from test_network import Handler, free_port, serving
+from servers import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -111,7 +112,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server() -> Iterator[int]:
     """The port of a web server on the host's loopback."""
-    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as port:
+    with serving_http(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as port:
         yield port
 
 

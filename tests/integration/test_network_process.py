@@ -3,77 +3,30 @@
 from __future__ import annotations
 
 import errno
-import os
 import random
 import select
 import socket
-import stat
 import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
-from network_process import QUIET, Guest, running
+from network_process import QUIET, Guest, pause_host, resume_host, running
+from servers import echo, free_port, serving
 
 from airlock_runner.config.network_model import (
     NetworkConfig,
-    PortPair,
-    PortsConfig,
     RuleConfig,
-    SocketConfig,
-    SocketPair,
 )
-from airlock_runner.net import connection, forwards
+from airlock_runner.net import connection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
 LOCAL = NetworkConfig(hosts={"web.test": "127.0.0.1"})
 MEGABYTE = 1 << 20
-
-
-@contextmanager
-def serving(handle: Callable[[socket.socket], object]) -> Iterator[int]:
-    """A server at a free port of this host's loopback, each connection in a thread."""
-    listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
-
-    def serve(connected: socket.socket) -> None:
-        with connected:
-            try:
-                handle(connected)
-            except OSError:
-                pass
-
-    def accept() -> None:
-        while True:
-            try:
-                connected, _ = listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=serve, args=(connected,), daemon=True).start()
-
-    thread = threading.Thread(target=accept)
-    thread.start()
-    try:
-        yield listener.getsockname()[1]
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
-        thread.join()
-
-
-def echo(connected: socket.socket) -> None:
-    while data := connected.recv(65536):
-        connected.sendall(data)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="module")
@@ -81,16 +34,6 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
     """One for tests that leave nothing behind."""
     with running(LOCAL, tmp_path_factory.mktemp("root")) as found:
         yield found
-
-
-def pause_host(guest: Guest) -> None:
-    """From now on the host does not read what the guest says."""
-    guest.host.do(lambda: guest.host.link.loop.on_readable(guest.host.link._fd, None))
-
-
-def resume_host(guest: Guest) -> None:
-    link = guest.host.link
-    guest.host.do(lambda: link.loop.on_readable(link._fd, link._read))
 
 
 def test_the_device_is_the_default_route(guest: Guest) -> None:
@@ -436,105 +379,3 @@ def test_a_client_of_dns_that_ends_its_half_still_has_its_answers(tmp_path: Path
         answers.append(struct.unpack_from(">4H", said, 2))
         said = said[2 + size :]
     assert [(flags & 15, count) for _, flags, _, count in answers] == [(3, 0), (0, 1)]
-
-
-# ---- ports and sockets
-
-
-def test_whoever_waits_for_a_forwarded_port_when_the_host_goes_is_told(tmp_path: Path) -> None:
-    config = NetworkConfig(ports={"p": PortsConfig(host=(PortPair(free_port(), 3000),))})
-    with running(config, tmp_path) as guest:
-        pause_host(guest)
-        client = guest.connect(3000, "127.0.0.1")
-        tcp = guest.inside.socket()
-        tcp.setblocking(False)
-        assert tcp.connect_ex(("192.0.2.1", 80)) == errno.EINPROGRESS
-        guest.host.do(guest.host.link.close)
-        with pytest.raises(ConnectionResetError):
-            client.recv(1)
-        assert select.select([], [tcp], [], 60)[1]
-        assert tcp.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
-        client.close()
-        tcp.close()
-
-
-def test_a_port_of_the_guest_and_nobody_at_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    port = free_port()
-    dead = free_port()
-    config = NetworkConfig(ports={"p": PortsConfig(guest=(PortPair(port, 4000), PortPair(dead, 4001)))})
-    with running(config, tmp_path) as guest:
-
-        def dial(port: int = port) -> socket.socket:
-            return socket.create_connection(("127.0.0.1", port), timeout=60)
-
-        with pytest.raises(ConnectionResetError), dial() as client:
-            client.recv(1)
-        assert [(each["state"], each["error"]) for each in guest.host.records] == [("failed", "ECONNREFUSED")]
-        with guest.inside.socket() as server:
-            server.bind(("127.0.0.1", 4000))
-            server.listen()
-            with dial() as client:
-                accepted, _ = server.accept()
-                accepted.sendall(b"hello")
-                accepted.close()
-                assert client.makefile("rb").read() == b"hello"
-        # One whose backlog is full answers nothing. The host gives up, and later the guest; neither keeps anything.
-        monkeypatch.setattr(forwards, "DIAL_SECONDS", 0.0)
-        with guest.inside.socket() as full, guest.inside.socket() as waiting:
-            full.bind(("127.0.0.1", 4001))
-            full.listen(0)
-            waiting.connect(("127.0.0.1", 4001))
-            # The reset may come before `connect` has returned.
-            with pytest.raises(ConnectionResetError), dial(dead) as client:
-                client.recv(1)
-            assert guest.host.records[-1]["error"] == "ETIMEDOUT"
-        guest.until(lambda: not guest.host.service._calls)
-
-
-def test_more_connections_into_the_guest_than_the_host_takes(tmp_path: Path) -> None:
-    """The rest are broken off; neither end is harmed."""
-    port = free_port()
-    config = NetworkConfig(ports={"p": PortsConfig(guest=(PortPair(port, 4000),))})
-    with running(config, tmp_path) as guest, guest.inside.socket() as server:
-        server.bind(("127.0.0.1", 4000))
-        server.listen(4096)
-        clients, refused = [], 0
-        for _ in range(2100):
-            try:
-                clients.append(socket.create_connection(("127.0.0.1", port), timeout=60))
-            except ConnectionResetError:
-                refused += 1
-        accepted = [server.accept()[0] for _ in range(2000)]
-        for each in accepted:
-            each.sendall(b"x")
-        for client in clients:
-            try:
-                refused += client.recv(1) != b"x"
-            except ConnectionResetError:
-                refused += 1
-        assert refused == 100
-        for each in (*clients, *accepted):
-            each.close()
-        guest.until(lambda: not guest.host.service.full)
-        with socket.create_connection(("127.0.0.1", port), timeout=60) as client, server.accept()[0] as each:
-            each.sendall(b"again")
-            assert client.recv(5, socket.MSG_WAITALL) == b"again"
-
-
-def test_a_socket_appears_with_its_parents_and_for_everybody(tmp_path: Path) -> None:
-    here, there = tmp_path / "host.sock", tmp_path / "guest/deep/er.sock"
-    config = NetworkConfig(sockets={"s": SocketConfig(SocketPair(str(here), str(there)))})
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(here))
-    listener.listen()
-    with listener, running(config, tmp_path), socket.socket(socket.AF_UNIX) as client:
-        assert stat.S_IMODE(os.stat(there).st_mode) == 0o666
-        client.settimeout(60)
-        client.connect(str(there))
-        client.sendall(b"half")
-        client.shutdown(socket.SHUT_WR)
-        accepted, _ = listener.accept()
-        with accepted:
-            assert accepted.makefile("rb").read() == b"half"
-            accepted.sendall(b"answer")
-        assert client.makefile("rb").read() == b"answer"

@@ -8,29 +8,19 @@ import ipaddress
 import os
 import socket
 import threading
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from net_guest import descriptors, guest
+from servers import echo, free_port, serving
 
 from airlock_runner.config.network_model import (
     NetworkConfig,
-    PortPair,
-    PortsConfig,
     RuleConfig,
-    SocketConfig,
-    SocketPair,
 )
 from airlock_runner.net import connection as connection_module
-from airlock_runner.net.requests import Answer, Connect, NameQuery, parse
-from airlock_runner.net.resolver import is_own
-from airlockd.protocol.frames import ProtocolError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from airlock_runner.net.addresses import Address
@@ -38,59 +28,11 @@ if TYPE_CHECKING:
 MEGABYTE = 1 << 20
 
 
-@contextmanager
-def server(handle: Callable[[socket.socket], None], where: Any = ("127.0.0.1", 0)) -> Iterator[int]:
-    """A server at a free port of the loopback, or at a path; each connection in a thread."""
-    family = socket.AF_UNIX if isinstance(where, str) else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind(where)
-    listener.listen(4096)
-
-    def serve(connected: socket.socket) -> None:
-        with connected:
-            handle(connected)
-
-    def accept() -> None:
-        while True:
-            try:
-                connected, _ = listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=serve, args=(connected,), daemon=True).start()
-
-    thread = threading.Thread(target=accept, daemon=True)
-    thread.start()
-    try:
-        yield listener.getsockname()[1] if family == socket.AF_INET else 0
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
-        thread.join()
-
-
-def echo(connected: socket.socket) -> None:
-    """Says what it is told, and ends when the other side does."""
-    try:
-        while data := connected.recv(65536):
-            connected.sendall(data)
-    except OSError:
-        pass
-
-
-def closed_port() -> int:
-    """A port at which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 LOCAL = NetworkConfig(hosts={"web.test": "127.0.0.1"})
 
 
 def test_a_connection_from_its_call_to_its_end(tmp_path: Path) -> None:
-    with server(echo) as port, guest(LOCAL, tmp_path) as sandbox:
+    with serving(echo) as port, guest(LOCAL, tmp_path) as sandbox:
         client = sandbox.answered(sandbox.connect(port, "WEB.test."))
         assert client.answer == {"t": "reply", "id": 1}
         client.mine.sendall(b"hello")
@@ -136,7 +78,7 @@ def test_much_data_arrives_as_it_was_sent(tmp_path: Path, direction: str) -> Non
         mine.shutdown(socket.SHUT_WR)
         seen.append(received.hexdigest())
 
-    with server(handle) as port, guest(LOCAL, tmp_path) as sandbox:
+    with serving(handle) as port, guest(LOCAL, tmp_path) as sandbox:
         client = sandbox.answered(sandbox.connect(port, "web.test"))
         program = threading.Thread(target=client_side, args=(client.mine,))
         program.start()
@@ -226,7 +168,7 @@ def test_a_name_that_is_denied_is_never_looked_up(tmp_path: Path) -> None:
 def test_the_policy_changes_with_the_next_connection(tmp_path: Path) -> None:
     from dataclasses import replace
 
-    with server(echo) as port, guest(LOCAL, tmp_path) as sandbox:
+    with serving(echo) as port, guest(LOCAL, tmp_path) as sandbox:
         first = sandbox.answered(sandbox.connect(port, "web.test"))
         assert first.error is None
         sandbox.service.policy = replace(sandbox.service.policy, mode="deny-always")
@@ -239,7 +181,7 @@ def test_the_policy_changes_with_the_next_connection(tmp_path: Path) -> None:
 
 def test_a_connection_fails_as_it_did_on_the_host(tmp_path: Path) -> None:
     with guest(LOCAL, tmp_path) as sandbox:
-        assert sandbox.answered(sandbox.connect(closed_port(), "web.test")).error == "ECONNREFUSED"
+        assert sandbox.answered(sandbox.connect(free_port(), "web.test")).error == "ECONNREFUSED"
         assert sandbox.records[-1]["state"] == "failed"
         assert sandbox.answered(sandbox.connect(443, "nowhere.test")).error == "EHOSTUNREACH"
         assert sandbox.records[-1]["rule"] == "no address"
@@ -248,7 +190,7 @@ def test_a_connection_fails_as_it_did_on_the_host(tmp_path: Path) -> None:
 
 def test_the_next_address_is_tried_where_one_refuses(tmp_path: Path) -> None:
     config = NetworkConfig(hosts={"web.test": ("127.9.9.9", "127.0.0.1")})
-    with server(echo) as port, guest(config, tmp_path) as sandbox:
+    with serving(echo) as port, guest(config, tmp_path) as sandbox:
         assert sandbox.answered(sandbox.connect(port, "web.test")).error is None
         assert sandbox.records[-1]["address"] == "127.0.0.1"
 
@@ -262,7 +204,7 @@ def test_of_several_addresses_only_those_that_may_be_are_dialled(tmp_path: Path)
     def handle(connected: socket.socket) -> None:
         connected.sendall(connected.getsockname()[0].encode())
 
-    with server(handle, ("0.0.0.0", 0)) as port, guest(config, tmp_path, look_up) as sandbox:
+    with serving(handle, ("0.0.0.0", 0)) as port, guest(config, tmp_path, look_up) as sandbox:
         client = sandbox.answered(sandbox.connect(port, "web.test"))
         assert client.error is None
         sandbox.until(lambda: client.relay.sent or client.relay.received)
@@ -312,128 +254,6 @@ def test_whether_a_name_is_allowed_is_told_without_a_lookup(tmp_path: Path) -> N
         assert {number: reply["allowed"] for number, reply in sandbox.replies.items()} == calls
 
 
-# ---- ports and sockets
-
-
-def forwarding(port: int) -> NetworkConfig:
-    return NetworkConfig(ports={"db": PortsConfig(host=(PortPair(port, 3000),))})
-
-
-def test_a_port_of_the_guest_leads_to_one_of_the_host(tmp_path: Path) -> None:
-    with server(echo) as port, guest(forwarding(port), tmp_path) as sandbox:
-        client = sandbox.answered(sandbox.ask({"kind": "port", "port": 3000}))
-        client.mine.sendall(b"hello")
-        client.mine.shutdown(socket.SHUT_WR)
-        sandbox.until(lambda: client.relay.done)
-        assert client.mine.recv(100) == b"hello"
-        record = sandbox.records[0]
-        assert (record["kind"], record["rule"], record["port"]) == ("port", "ports.db", 3000)
-
-
-def test_a_forwarded_port_without_a_server_refuses(tmp_path: Path) -> None:
-    with guest(forwarding(closed_port()), tmp_path) as sandbox:
-        assert sandbox.answered(sandbox.ask({"kind": "port", "port": 3000})).error == "ECONNREFUSED"
-
-
-def test_a_socket_of_the_host_comes_and_goes(tmp_path: Path) -> None:
-    path = f"{tmp_path}/{'deep/' * 30}x.sock"
-    os.makedirs(os.path.dirname(path))
-    config = NetworkConfig(sockets={"x": SocketConfig(SocketPair(path, "/run/x.sock"))})
-    ask = {"kind": "socket", "name": "x"}
-    here = os.open(os.path.dirname(path), os.O_RDONLY)
-    with guest(config, tmp_path) as sandbox:
-        assert "is not there" in sandbox.settled.warnings[0]
-        assert sandbox.answered(sandbox.ask(ask)).error == "ECONNREFUSED"
-        # The way through /proc is for the test: a path so deep is too long to bind to.
-        with server(echo, f"/proc/self/fd/{here}/x.sock"):
-            client = sandbox.answered(sandbox.ask(ask))
-            client.mine.sendall(b"x" * 100_000)
-            client.mine.shutdown(socket.SHUT_WR)
-            sandbox.until(lambda: sandbox.records[-1]["state"] == "closed")
-            assert sandbox.records[-1]["received"] == 100_000
-        assert sandbox.answered(sandbox.ask(ask)).error == "ECONNREFUSED"
-        os.unlink(path)
-        os.symlink("/dev/null", path)
-        assert sandbox.answered(sandbox.ask(ask)).error == "ECONNREFUSED"
-    os.close(here)
-
-
-def test_a_symlink_that_the_sandbox_may_have_made_leads_to_no_socket(tmp_path: Path) -> None:
-    root, outside = tmp_path / "project", tmp_path / "outside"
-    root.mkdir()
-    outside.mkdir()
-    (root / "link.sock").symlink_to(outside / "x.sock")
-    (root / "way").symlink_to(outside)
-    (outside / "good.sock").symlink_to("x.sock")
-    paths = {"a": root / "link.sock", "b": root / "way/x.sock", "c": outside / "good.sock"}
-    config = NetworkConfig(
-        sockets={name: SocketConfig(SocketPair(str(path), f"/run/{name}")) for name, path in paths.items()}
-    )
-    with server(echo, str(outside / "x.sock")), guest(config, root) as sandbox:
-        errors = [sandbox.answered(sandbox.ask({"kind": "socket", "name": name})).error for name in paths]
-        assert errors == ["ECONNREFUSED", "ECONNREFUSED", None]
-
-
-def test_deny_always_closes_ports_and_sockets_of_the_host(tmp_path: Path) -> None:
-    with server(echo) as port, server(echo, f"{tmp_path}/x"):
-        config = NetworkConfig(
-            policy="deny-always",
-            ports={"db": PortsConfig(host=(PortPair(port, 3000),))},
-            sockets={"x": SocketConfig(SocketPair(f"{tmp_path}/x", "/x"))},
-        )
-        with guest(config, tmp_path) as sandbox:
-            for what in ({"kind": "port", "port": 3000}, {"kind": "socket", "name": "x"}):
-                assert sandbox.answered(sandbox.ask(what)).error == "ECONNREFUSED"
-                assert sandbox.records[-1]["rule"] == "policy deny-always"
-
-
-def test_a_port_of_the_host_leads_into_the_guest(tmp_path: Path) -> None:
-    port = closed_port()
-    config = NetworkConfig(policy="deny-always", ports={"web": PortsConfig(guest=(PortPair(port, 4000),))})
-    with server(echo) as inside, guest(config, tmp_path) as sandbox:
-
-        def dial(header: dict[str, Any]) -> None:
-            from airlockd.protocol.relay import Relay
-
-            relay = Relay(sandbox.link, header["stream"], lambda _relay: None)
-            relay.attach(socket.create_connection(("127.0.0.1", inside)))
-            sandbox.link.mux.send({"t": "reply", "id": header["id"]})
-
-        sandbox.on_dial = dial
-        client = socket.create_connection(("127.0.0.1", port))
-        client.sendall(b"hello")
-        client.shutdown(socket.SHUT_WR)
-        sandbox.until(lambda: len(sandbox.records) == 2)
-        assert client.recv(100) == b"hello"
-        client.close()
-        assert sandbox.dials[0]["port"] == 4000
-        assert sandbox.dials[0]["stream"] % 2 == 0
-        ended = sandbox.records[-1]
-        assert (ended["kind"], ended["state"], ended["sent"], ended["received"]) == (
-            "forward",
-            "closed",
-            5,
-            5,
-        )
-
-        def refuse(header: dict[str, Any]) -> None:
-            sandbox.link.refuse([header["stream"]])
-            sandbox.link.mux.send({"t": "error", "id": header["id"], "errno": "ECONNREFUSED", "message": ""})
-
-        sandbox.on_dial = refuse
-        client = socket.create_connection(("127.0.0.1", port))
-        sandbox.until(lambda: len(sandbox.records) == 3)
-        with pytest.raises(ConnectionResetError):
-            client.recv(1)
-        client.close()
-        assert sandbox.records[-1]["state"] == "failed"
-        # Without a network in the guest nobody is let in.
-        sandbox.link.close()
-        sandbox.until(lambda: sandbox.closed)
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", port))
-
-
 # ---- many
 
 
@@ -444,7 +264,7 @@ def test_a_thousand_connections_at_once(tmp_path: Path) -> None:
         connected.sendall(connected.recv(10))
         release.wait(60)
 
-    with server(handle) as port, guest(LOCAL, tmp_path) as sandbox:
+    with serving(handle) as port, guest(LOCAL, tmp_path) as sandbox:
         clients = [sandbox.connect(port, "web.test") for _ in range(1000)]
         sandbox.until(lambda: all(client.answer for client in clients))
         assert not any(client.error for client in clients)
@@ -468,7 +288,7 @@ def test_a_guest_that_is_slow_to_read_the_port_loses_nothing(tmp_path: Path) -> 
     def handle(connected: socket.socket) -> None:
         connected.sendall(bytes(each))
 
-    with server(handle) as port, guest(LOCAL, tmp_path) as sandbox:
+    with serving(handle) as port, guest(LOCAL, tmp_path) as sandbox:
         clients = [sandbox.connect(port, "web.test") for _ in range(280)]
         sandbox.until(lambda: all(client.answer for client in clients))
         # The port is not read while the servers go on.
@@ -504,8 +324,8 @@ def test_a_guest_that_is_slow_to_read_the_port_loses_nothing(tmp_path: Path) -> 
 
 
 def test_ten_thousand_connections_in_a_row_leave_nothing(tmp_path: Path) -> None:
-    with server(lambda connected: None) as port, guest(LOCAL, tmp_path) as sandbox:
-        service, missing = sandbox.service, closed_port()
+    with serving(lambda connected: None) as port, guest(LOCAL, tmp_path) as sandbox:
+        service, missing = sandbox.service, free_port()
 
         def some(count: int) -> None:
             for number in range(count // 100):
@@ -532,130 +352,3 @@ def test_ten_thousand_connections_in_a_row_leave_nothing(tmp_path: Path) -> None
         assert not service._waiting
         assert not service.link.mux._streams
         assert len([timer for timer in service.loop._timers if timer.callback]) <= 1
-
-
-# ---- a hostile guest
-
-BAD = [
-    {
-        "t": "call",
-        "op": "connect",
-        "id": 1,
-        "stream": 2,
-        "kind": "tcp",
-        "name": None,
-        "address": "1.1.1.1",
-        "port": 1,
-    },
-    {
-        "t": "call",
-        "op": "connect",
-        "id": 1,
-        "stream": 1,
-        "kind": "tcp",
-        "name": None,
-        "address": "x",
-        "port": 1,
-    },
-    {
-        "t": "call",
-        "op": "connect",
-        "id": 1,
-        "stream": 1,
-        "kind": "tcp",
-        "name": 7,
-        "address": "1.1.1.1",
-        "port": 1,
-    },
-    {
-        "t": "call",
-        "op": "connect",
-        "id": 1,
-        "stream": 1,
-        "kind": "tcp",
-        "name": None,
-        "address": "1.1.1.1",
-        "port": -1,
-    },
-    {
-        "t": "call",
-        "op": "connect",
-        "id": 1,
-        "stream": 1,
-        "kind": "tcp",
-        "name": None,
-        "address": "1.1.1.1",
-        "port": "1",
-    },
-    {
-        "t": "call",
-        "op": "connect",
-        "id": 1,
-        "stream": 1,
-        "kind": "udp",
-        "name": None,
-        "address": "1.1.1.1",
-        "port": 1,
-    },
-    {"t": "call", "op": "connect", "id": 1, "stream": 1, "kind": "port", "port": 22},
-    {"t": "call", "op": "connect", "id": 1, "stream": 1, "kind": "socket", "name": "docker"},
-    {"t": "call", "op": "connect", "id": True, "stream": 1, "kind": "port", "port": 22},
-    {"t": "call", "op": "connect", "id": -1, "stream": 1, "kind": "port", "port": 22},
-    {"t": "call", "op": "name", "id": 1, "name": "x" * 2000},
-    {"t": "call", "op": "name", "id": 1},
-    {"t": "call", "op": "spawn", "id": 1, "argv": ["sh"]},
-    {"t": "reply", "id": 1},
-    {"t": "error", "id": 99, "errno": "EEK"},
-    {"t": "event", "name": "exit"},
-    {"t": "data", "s": 7},
-]
-
-
-@pytest.mark.parametrize("frame", BAD, ids=str)
-def test_a_breach_closes_the_link_with_a_reason(tmp_path: Path, frame: dict[str, Any]) -> None:
-    with guest(NetworkConfig(), tmp_path) as sandbox:
-        sandbox.link.mux.send(frame)
-        sandbox.until(lambda: sandbox.closed)
-        assert str(sandbox.closed[0]).startswith("protocol error: ")
-        assert not sandbox.service.connections
-
-
-def test_a_number_that_is_in_use_is_a_breach(tmp_path: Path) -> None:
-    for again in ({"id": 1, "stream": 3}, {"id": 9, "stream": 1}):
-        with server(echo) as port, guest(LOCAL, tmp_path) as sandbox:
-            sandbox.answered(sandbox.connect(port, "web.test"))
-            what = {"op": "connect", "kind": "tcp", "name": "web.test", "address": "10.2.0.1", "port": port}
-            sandbox.link.mux.send({"t": "call", **what, **again})
-            sandbox.until(lambda: sandbox.closed)
-            assert "in use" in str(sandbox.closed[0])
-            assert sandbox.records[-1]["state"] == "reset"
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-2, 2**54) | st.text(max_size=8), lambda each: st.lists(each, max_size=2)
-)  # fmt: skip
-KEYS = st.sampled_from(["id", "stream", "kind", "name", "address", "port", "op", "errno"])
-
-
-@given(
-    st.dictionaries(
-        KEYS, JSON | st.sampled_from(["tcp", "port", "socket", "connect", "name", "1.1.1.1", 1, 3, 65536])
-    ),
-    st.sampled_from(["call", "reply", "error", "event"]),
-)
-def test_any_frame_is_a_request_or_a_breach(header: dict[str, Any], kind: str) -> None:
-    try:
-        request = parse({**header, "t": kind})
-    except ProtocolError:
-        return
-    assert isinstance(request, Connect | NameQuery | Answer)
-    if isinstance(request, Connect):
-        assert request.stream % 2
-        assert 0 <= request.port <= 65535
-        assert (request.address is not None) == (request.kind == "tcp")
-
-
-def test_the_host_knows_its_own_addresses() -> None:
-    assert is_own(ipaddress.ip_address("127.0.0.1"))
-    assert not is_own(ipaddress.ip_address("192.0.2.1"))
-    assert not is_own(ipaddress.ip_address("2001:db8::1"))
