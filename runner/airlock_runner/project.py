@@ -226,7 +226,7 @@ class Project:
         try:
             with open(self._open(STATE, os.O_RDONLY), encoding="utf-8") as file:
                 values = json.loads(file.read(_STATE_LIMIT))
-        except (OSError, ValueError, ProjectError):
+        except (OSError, ValueError, RecursionError, ProjectError):
             return None
         return _state_of(values)
 

@@ -129,7 +129,7 @@ class DiskTrouble:
         """Source: QEMU qapi/block-core.json, BLOCK_IO_ERROR."""
         try:
             message: dict[str, Any] = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             return
         if message.get("event") == "BLOCK_IO_ERROR":
             about = message["data"]

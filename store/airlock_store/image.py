@@ -71,7 +71,7 @@ def load_image(path: Path) -> Image:
         with (path / MANIFEST).open("rb") as file:
             raw = file.read(_MAX_MANIFEST)
         manifest = _Fields(json.loads(raw), path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StoreError(f"{path} is not an image: {error}", hint=_HINT) from error
     if (schema := manifest.number("schema")) != SCHEMA:
         raise StoreError(

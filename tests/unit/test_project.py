@@ -145,6 +145,7 @@ def test_state_comes_back(project: Project) -> None:
         ("", None),
         ("[]", None),
         ("{" * 100_000, None),
+        ("[" * 60_000, None),
         ('{"image_name": 7, "cpus": "many", "memory": true}', State()),
         ('{"image_name": "x", "evil": 1}', replace(State(), image_name="x")),
     ],
