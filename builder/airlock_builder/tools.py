@@ -12,6 +12,7 @@ import select
 import shutil
 import signal
 import threading
+import time
 from collections import deque
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -154,46 +155,61 @@ def capture(
 
 def _finish(program: str, arguments: Sequence[str], **options: Any) -> None:
     """Run to the end; Ctrl-C at any moment ends the program with its children. Raises sh.ErrorReturnCode."""
-    with _interruptions_held() as interrupted:
+    with _Interruptions() as pressed:
         command = _start(program, arguments, **options)
         with _end_of(command) as end:
-            if end is not None and interrupted in select.select([end, interrupted], [], [])[0]:
-                os.read(interrupted, 1)
-                _end_group(command, end, interrupted)
+            if end is not None:
+                pressed.wait(end, 1, None)
+                if pressed.count:
+                    _end_group(command, end, pressed)
         # sh reads what it wrote last, for two seconds at most where somebody else still holds its output.
         command.wait()
 
 
-@contextmanager
-def _interruptions_held() -> Iterator[int]:
-    """Keep Ctrl-C back until the end of the block; gives a handle that becomes readable when it is pressed.
+class _Interruptions:
+    """Keeps Ctrl-C back until the end of the block, and counts how often it was pressed.
 
     In the middle of sh a KeyboardInterrupt would leave its threads and locks as they are, and the next wait would
     never end. Blocking the signal would not help: any other thread gets it then, and Python raises in this one.
     """
-    held = signal.getsignal(signal.SIGINT)
-    mine = threading.current_thread() is threading.main_thread() and callable(held)
-    pressed, press = os.pipe()
-    os.set_blocking(press, False)
-    count = 0
 
-    def hold(_number: int, _frame: object) -> None:
-        nonlocal count
-        count += 1
-        with suppress(BlockingIOError):
-            os.write(press, b"\0")
+    def __init__(self) -> None:
+        self.count = 0
 
-    try:
-        if mine:
-            signal.signal(signal.SIGINT, hold)
-        yield pressed
-    finally:
-        if mine:
-            signal.signal(signal.SIGINT, held)
-        os.close(pressed)
-        os.close(press)
-        if count:
+    def __enter__(self) -> _Interruptions:
+        self._held = signal.getsignal(signal.SIGINT)
+        self._mine = threading.current_thread() is threading.main_thread() and callable(self._held)
+        self._awake, self._wake = os.pipe()
+        os.set_blocking(self._wake, False)
+        if self._mine:
+            signal.signal(signal.SIGINT, self._count)
+            # A signal that comes just before a wait, or to another thread, would not end it.
+            self._woken = signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._mine:
+            signal.set_wakeup_fd(self._woken)
+            signal.signal(signal.SIGINT, self._held)
+        os.close(self._awake)
+        os.close(self._wake)
+        if self.count:
             signal.raise_signal(signal.SIGINT)
+
+    def wait(self, end: int, times: int, seconds: float | None) -> None:
+        """Until `end` is readable, or Ctrl-C was pressed so many times, or the seconds are over."""
+        due = None if seconds is None else time.monotonic() + seconds
+        while self.count < times:
+            left = None if due is None else max(0.0, due - time.monotonic())
+            ready = select.select([end, self._awake], [], [], left)[0]
+            if self._awake in ready:
+                # Of any signal; its handler has run when this returns.
+                os.read(self._awake, 512)
+            if end in ready or not ready:
+                return
+
+    def _count(self, _number: int, _frame: object) -> None:
+        self.count += 1
 
 
 @contextmanager
@@ -254,7 +270,7 @@ def _die_with_parent(death: signal.Signals) -> Callable[[], None]:
     return arrange
 
 
-def _end_group(command: Any, end: int, interrupted: int) -> None:
+def _end_group(command: Any, end: int, pressed: _Interruptions) -> None:
     """End a program and all that it started: first politely, because some have mounts to undo.
 
     Whoever presses Ctrl-C once more does not want to wait for that.
@@ -262,7 +278,7 @@ def _end_group(command: Any, end: int, interrupted: int) -> None:
     # It leads a session of its own. Not by sh, which no longer finds the group of a leader that it has reaped.
     with suppress(ProcessLookupError):
         os.killpg(command.pid, signal.SIGTERM)
-        select.select([end, interrupted], [], [], _GRACE_SECONDS)
+        pressed.wait(end, 2, _GRACE_SECONDS)
         os.killpg(command.pid, signal.SIGKILL)
 
 

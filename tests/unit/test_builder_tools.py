@@ -178,6 +178,22 @@ def test_an_interruption_at_the_end_comes_when_all_is_cleared(monkeypatch: pytes
     assert len(cleared) == 1
 
 
+@pytest.mark.usefixtures("interruptible")
+def test_an_interruption_that_another_thread_gets_is_heard() -> None:
+    """As one that comes just before the wait, it interrupts no call of the main thread."""
+    lines: list[str] = []
+
+    def log(line: str) -> None:
+        # In a thread of sh.
+        lines.append(line)
+        if line == "up":
+            signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        tools.run(["/bin/sh", "-c", "sleep 0.5; echo up; sleep 10; echo slept"], log=log)
+    assert lines == ["up"]
+
+
 def test_an_impatient_user_interrupts_twice() -> None:
     """The first Ctrl-C asks the program to end, and this one says that it heard, but stays."""
     process, pids = start_runner(
