@@ -9,7 +9,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from airlockd.protocol.frames import ProtocolError, encode
 from airlockd.protocol.mux import (
+    MAX_LENT,
     MAX_STREAMS,
+    NETWORK_WINDOW,
     WINDOW,
     Credit,
     Data,
@@ -130,6 +132,35 @@ def test_more_than_the_window_is_refused() -> None:
         feed(mux, {"t": "data", "s": 1}, portion)
     with pytest.raises(ProtocolError, match="more than its window"):
         feed(mux, {"t": "data", "s": 1}, b"x")
+
+
+def test_a_few_streams_that_carry_much_have_a_larger_window() -> None:
+    here, there = Mux(NETWORK_WINDOW), Mux(NETWORK_WINDOW)
+
+    def carry(stream: int) -> int:
+        """A megabyte; gives the credit that is there after it."""
+        here.open(stream)
+        there.open(stream)
+        assert here.credit(stream) == NETWORK_WINDOW
+        for _ in range(WINDOW // NETWORK_WINDOW):
+            here.send_data(stream, bytes(NETWORK_WINDOW))
+            deliver(here, there)
+            there.consumed(stream, NETWORK_WINDOW)
+            deliver(there, here)
+        return here.credit(stream)
+
+    assert {carry(stream) for stream in range(1, MAX_LENT + 1)} == {WINDOW}
+    assert carry(100) == NETWORK_WINDOW
+    # It is another's once nothing of it is kept any more, and not with its end on the wire.
+    here.reset(1)
+    deliver(here, there)
+    assert carry(101) == NETWORK_WINDOW
+    there.finished(1)
+    assert carry(102) == WINDOW
+    here.send_data(102, bytes(WINDOW))
+    deliver(here, there)
+    with pytest.raises(ProtocolError, match="more than its window"):
+        feed(there, {"t": "data", "s": 102}, b"x")
 
 
 def test_nothing_follows_an_end() -> None:

@@ -2,7 +2,7 @@
 
 Both ends of every wire use it: bytes in, events out; commands in, bytes out. The rules that bound memory are
 enforced here: a sender may have at most WINDOW unconsumed bytes in flight per stream, a receiver closes the
-connection on a sender who sends more.
+connection on a sender who sends more than it gave credit for.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ WINDOW = 1024 * 1024
 """Bytes a sender may have in flight on one stream before the receiver has consumed any."""
 NETWORK_WINDOW = WINDOW // 4
 """The same on the port airlock.network, where a thousand streams may be open at once."""
+MAX_LENT = 16
+"""Streams there that have a whole WINDOW: those that carry much, for as long as they are open."""
 MAX_STREAMS = 4096
 """Streams open at once on one connection."""
 MAX_STREAM_ID = 2**53
@@ -66,11 +68,11 @@ _CONTROL = frozenset({"call", "reply", "error", "event"})
 
 
 class _Stream:
-    __slots__ = ("credit", "owed", "receive_window", "received_end", "sent_end")
+    __slots__ = ("consumed", "credit", "owed", "receive_window", "received_end", "sent_end", "window")
 
     def __init__(self, window: int) -> None:
-        self.credit = self.receive_window = window
-        self.owed = 0
+        self.credit = self.receive_window = self.window = window
+        self.owed = self.consumed = 0
         self.received_end = False
         self.sent_end = False
 
@@ -83,8 +85,7 @@ class Mux:
 
     def __init__(self, window: int = WINDOW, *, parts: bool = False) -> None:
         self._window = window
-        # Consumed bytes are gathered before the sender is told: a frame for every small write would cost more.
-        self._portion = window // 4
+        self._lent: set[int] = set()
         self._decoder = Decoder(parts=parts)
         self._streams: dict[int, _Stream] = {}
         # Streams that this end reset: frames for them may still be on their way and are dropped in silence.
@@ -169,10 +170,23 @@ class Mux:
         if state is None or state.received_end:
             return
         state.owed += count
-        if state.owed >= self._portion:
-            state.receive_window += state.owed
-            self.send({"t": "credit", "s": stream, "n": state.owed})
-            state.owed = 0
+        state.consumed += count
+        # Consumed bytes are gathered before the sender is told: a frame for every small write would cost more.
+        if state.owed < state.window // 4:
+            return
+        more = WINDOW - state.window
+        if more and state.consumed >= WINDOW and len(self._lent) < MAX_LENT:
+            # The way to the other end and back takes longer than a small window lasts.
+            self._lent.add(stream)
+            state.window = WINDOW
+            state.owed += more
+        state.receive_window += state.owed
+        self.send({"t": "credit", "s": stream, "n": state.owed})
+        state.owed = 0
+
+    def finished(self, stream: int) -> None:
+        """Nothing that came on the stream is kept any more: another one may have its larger window."""
+        self._lent.discard(stream)
 
     def reset(self, stream: int) -> None:
         """Drop a stream both ways; harmless when it is closed."""
@@ -229,7 +243,7 @@ class Mux:
         amount: Any = header.get("n")
         if not isinstance(amount, int) or isinstance(amount, bool) or amount <= 0:
             raise ProtocolError(f"bad credit {amount!r:.40}")
-        if state.credit + amount > self._window:
+        if state.credit + amount > WINDOW:
             raise ProtocolError(f"credit beyond the window on stream {stream}")
         state.credit += amount
         return Credit(stream, amount)

@@ -169,6 +169,7 @@ class Relay:
     def _close(self) -> None:
         self.done = True
         self._pending.clear()
+        self._link.mux.finished(self._stream)
         if self._socket is not None:
             self._link.loop.forget(self._socket.fileno())
             self._socket.close()
