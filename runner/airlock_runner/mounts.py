@@ -47,15 +47,18 @@ def settle(config: ProjectConfig, root: Path) -> Mounts:
     """The mounts of the project at `root`, sources checked and made where the config says so.
 
     Raises one ConfigError with the place of each source that is missing, is no directory, or is led out of a directory
-    that a sandbox can write to by a symlink; and of each two things for one target.
+    that a sandbox can write to by a symlink; of each two things for one target; and of each target that would have to
+    be made in what is read-only.
     """
     settling = _Settling(config, root)
     for name, mount in config.mounts.items():
         with noting(settling.problems):
             settling.mount(name, mount)
     settling.places += _private(root, os.fspath(root), root)
-    for mask in config.mask.values():
-        settling.places += [{"kind": "mask", "target": f"{root}/{path}"} for path in mask.paths]
+    for name, mask in config.mask.items():
+        for path in mask.paths:
+            settling.places.append({"kind": "mask", "target": f"{root}/{path}"})
+            settling.wanted.append((f"{root}/{path}", f"mask {name}", ("mask", name)))
     for name, cache in config.disk.cache.items():
         for path in cache.paths:
             with noting(settling.problems):
@@ -64,6 +67,7 @@ def settle(config: ProjectConfig, root: Path) -> Mounts:
         with noting(settling.problems):
             settling.take(bind.path, f"disk.bind {name}", "disk", "bind", name)
             settling.places.append({"kind": "bind", "target": bind.path, "directory": name})
+    settling.look_below_read_only()
     if settling.problems:
         raise ConfigError.of(settling.problems)
     return Mounts(
@@ -80,7 +84,10 @@ class _Settling:
         self.files: list[FileMount] = []
         self.places: list[dict[str, Any]] = [_share(PROJECT, os.fspath(root), read_only=False)]
         self.warnings: list[str] = []
+        self.wanted: list[tuple[str, str, tuple[str, ...]]] = []
+        """Target, what is to be there, and its keys in the config."""
         self._root = root
+        self._sources = {os.fspath(root): self.shares[0]}
         self._taken = {os.fspath(root): "the project"}
         self._writable = writable_by_sandbox(config, root)
 
@@ -91,6 +98,7 @@ class _Settling:
                 f"{target} is also the place of {self._taken[target]}", at=place_of(self._root, *keys)
             )
         self._taken[target] = what
+        self.wanted.append((target, what, keys))
 
     def mount(self, name: str, mount: MountConfig) -> None:
         """A directory, which is a device of the machine, or a file."""
@@ -111,7 +119,8 @@ class _Settling:
         if len(self.shares) > MAX_MOUNTS:
             raise ConfigError(f"more than {MAX_MOUNTS} directories", at=place_of(self._root, "mounts", name))
         tag = f"mount{len(self.shares) - 1}"
-        self.shares.append(Share(tag, source, mount.read_only))
+        self._sources[target] = share = Share(tag, source, mount.read_only)
+        self.shares.append(share)
         self.places.append(_share(tag, target, read_only=mount.read_only))
         self.places += _private(source, target, self._root)
 
@@ -121,6 +130,24 @@ class _Settling:
         self.take(target, f"cache {name}", "disk", "cache", name)
         directory = f"{name}/{hashlib.sha256(path.encode()).hexdigest()[:32]}"
         self.places.append({"kind": "cache", "target": target, "directory": directory})
+
+    def look_below_read_only(self) -> None:
+        """Note each target that is not there in the read-only share that it lies in: nobody could make it."""
+        for target, what, keys in self.wanted:
+            above = [each for each, *_ in self.wanted if target.startswith(f"{each}/")]
+            nearest = max(above, key=len, default=os.fspath(self._root))
+            share = self._sources.get(nearest)
+            if share is None or not share.read_only:
+                continue
+            there = share.source / target[len(nearest) + 1 :]
+            if not there.exists():
+                self.problems.append(
+                    ConfigError(
+                        f"{what}: {target} lies in {nearest}, which is read-only and has no such place",
+                        hint=f"make {there} first",
+                        at=place_of(self._root, *keys),
+                    )
+                )
 
 
 def over_virtiofs(mounts: Mounts, daemon: Daemon) -> Mounts:

@@ -144,6 +144,33 @@ def test_the_number_of_mounts_is_bounded(root: Path) -> None:
     assert f"more than {MAX_FILES} files" in refusal(root, text)
 
 
+def test_a_target_in_what_is_read_only_has_to_be_there(root: Path) -> None:
+    """airlockd makes the place of a mount, which there it cannot."""
+    below = root / "ro/there"
+    below.mkdir(parents=True)
+    (below / "file").touch()
+    text = (
+        '[mounts.ro]\nsource = "ro"\ntarget = "/data"\nread_only = true\n'
+        '[mounts.good]\nsource = "b"\ntarget = "/data/there"\nmissing = "create-dir"\n'
+        # That one may be written to.
+        '[mounts.deep]\nsource = "c"\ntarget = "/data/there/new"\nmissing = "create-dir"\n'
+    )
+    assert [share.tag for share in mounts(root, text).shares] == ["project", "mount0", "mount1", "mount2"]
+    wrong = (
+        '[mounts.bad]\nsource = "d"\ntarget = "/data/new/er"\nmissing = "create-dir"\n'
+        '[mounts.own]\nsource = "ro"\nread_only = true\n[mask.m]\npaths = ["ro/secret", "ro/there"]\n'
+        '[disk.cache.c]\npaths = ["/data/cache", "ro/there/file"]\n'
+    )
+    with pytest.raises(ConfigError) as caught:
+        mounts(root, text + wrong)
+    assert [str(each).partition("airlock.toml:")[2] for each in caught.value.problems] == [
+        "13:9: mount bad: /data/new/er lies in /data, which is read-only and has no such place",
+        f"20:7: mask m: {root}/ro/secret lies in {root}/ro, which is read-only and has no such place",
+        "22:13: cache c: /data/cache lies in /data, which is read-only and has no such place",
+    ]
+    assert caught.value.problems[0].hint == f"make {root}/ro/new/er first"
+
+
 def test_what_is_read_only_stays_with_qemu(root: Path) -> None:
     for name in ("a", "b"):
         (root / name).mkdir()
