@@ -159,8 +159,8 @@ def port(local: Callable[[str], int]) -> int:
 @pytest.fixture(scope="module")
 def sandbox(project: Path, port: int) -> Iterator[Running]:
     """With nothing of Docker written but the image: the daemon is up when the command runs."""
-    with running(project) as sandbox:
-        sandbox.sh(IMPORT)
+    at_once = f'({IMPORT}; docker run --rm box true) >&2; exec "$@"'
+    with running(project, through=("sh", "-ec", at_once, "sh")) as sandbox:
         yield sandbox
 
 
