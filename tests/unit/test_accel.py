@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ARCH = "x86_64"
-READY = b"".join(map(bytes, encode({"t": "event", "name": "ready", "version": boot.PROTOCOL_VERSION})))
+READY, OTHER = (
+    b"".join(map(bytes, encode({"t": "event", "name": "ready", "version": version})))
+    for version in (boot.PROTOCOL_VERSION, boot.PROTOCOL_VERSION + 1)
+)
 STAND_IN = f"""#!{sys.executable} -ISB
 import os, re, signal, sys
 here = os.path.dirname(os.path.abspath(__file__))
@@ -40,6 +43,8 @@ match open(here + "/" + accelerator).read().split()[done - 1]:
         sys.exit(0)
     case "speak":
         os.write(ends["console"], b"Probing EDD\\n")
+    case "other":
+        os.write(ends["control"], {OTHER!r})
     case "boot":
         os.write(ends["control"], {READY!r})
 signal.pause()
@@ -139,6 +144,14 @@ def test_a_panic_is_told_with_its_console_and_not_tried_again(qemu: Path, image:
     ):
         probe.prove(image)
     assert runs(qemu) == ["kvm", "tcg"]
+
+
+def test_an_airlockd_of_another_airlock_is_not_talked_to(qemu: Path, image: Image) -> None:
+    script(qemu, kvm="other")
+    other = f"speaks version {boot.PROTOCOL_VERSION + 1}, not {boot.PROTOCOL_VERSION}"
+    with pytest.raises(MachineError, match=other):
+        probe.prove(image)
+    assert runs(qemu) == ["kvm"]
 
 
 def test_a_verdict_is_of_one_boot_of_the_host_and_one_qemu(

@@ -106,6 +106,13 @@ def test_what_a_change_rebuilds(tmp_path: Path, change: str) -> None:
     assert {step.kind for step in after.steps if step.key not in old} == expected
 
 
+def test_an_image_has_the_machine_that_the_recipe_describes(tmp_path: Path) -> None:
+    body = '[vm]\nmemory = "1 GB"\ncpus = 3\nharden = false\ncommand = ["a", "b"]\n[env]\nA = "1"\n'
+    image = plan_of(tmp_path, body).image
+    assert image.parameters["vm"] == {"memory": 1 << 30, "cpus": 3, "harden": False, "command": ["a", "b"]}
+    assert image.parameters["env"] == {"A": "1"}
+
+
 def test_a_source_counts_by_its_bytes(tmp_path: Path) -> None:
     before = plan_of(tmp_path)
     moved = plan_of(tmp_path, BODY.replace('source = "b"', 'source = "./b"'))
