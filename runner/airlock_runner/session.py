@@ -71,7 +71,7 @@ class Session:
         self._command: RemoteCommand | None = None
         self._lock = lock
         self._server: Server | None = None
-        self._stopping = self._configuring = False
+        self._stopping = self._configuring = self._begun = False
         self._files: Files | None = None
         self._result: int | AirlockError | None = None
         self._ending = False
@@ -214,6 +214,7 @@ class Session:
     def _run_command(self, defaults: CommandDefaults) -> None:
         if self._ending:
             return
+        self._begun = True
         if self._request.background is not None:
             self._request.background.up()
             return
@@ -324,8 +325,9 @@ class Session:
     def _stop(self) -> None:
         """`airlock stop`: the end that a SIGTERM makes which nobody handles."""
         assert self._server is not None
-        if self._server.up and not self._stopping:
-            self._end(128 + signal.SIGTERM if self._request.background is None else 0)
+        background = self._request.background is not None
+        if self._server.up and not self._stopping and (self._begun or not background):
+            self._end(0 if background else 128 + signal.SIGTERM)
             return
         # Before it was up, which whoever started it waits for.
         stopped = MachineError("the sandbox was stopped while it started")

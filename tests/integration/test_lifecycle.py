@@ -107,7 +107,10 @@ def test_what_cannot_start_in_the_background_says_so(airlock: Airlock, project: 
 def test_a_sandbox_that_is_still_starting_says_so_and_can_be_stopped(
     airlock: Airlock, base_image: object, project: Path
 ) -> None:
-    write_config(project, "")
+    write_config(
+        project,
+        '[daemons.d]\ncommand = ["sleep", "infinity"]\nready = { log = "never" }\nready_timeout = 250',
+    )
     start = subprocess.Popen([COMMAND, "start", "--detach", "--cold"], cwd=project, stderr=subprocess.PIPE)
 
     def shown() -> str:
@@ -127,6 +130,15 @@ def test_a_sandbox_that_is_still_starting_says_so_and_can_be_stopped(
     assert start.returncode == 1
     assert b"the sandbox was stopped while it started" in said
     assert airlock("stop", cwd=project).returncode == 1
+    # It takes commands, but whoever started it still waits for its daemon.
+    start = subprocess.Popen([COMMAND, "start", "--detach"], cwd=project, stderr=subprocess.PIPE)
+    while shown() != "running":
+        assert start.poll() is None
+    assert airlock("exec", "true", cwd=project).returncode == 0
+    assert airlock("stop", cwd=project).returncode == 0
+    _, said = start.communicate(timeout=300)
+    assert start.returncode == 1
+    assert b"the sandbox was stopped while it started" in said
     assert not list((project / ".airlock/sandbox").glob("*.sock"))
 
 
