@@ -77,7 +77,11 @@ class Root:
         self.home = account.home
         arranged = arrange(places, account.home, self._real)
         for place in arranged:
-            self._put(place, account)
+            try:
+                self._put(place, account)
+            except OSError as error:
+                # Most often something else is there, such as a file in the way of a directory.
+                raise ValueError(f"{place.kind} at {place.target}: {error.strerror}") from error
         for place in arranged:
             if place.kind == "mask" or (place.kind == "file" and place.read_only):
                 # Only now: a share may lie below a mask and needs a directory to be mounted on.

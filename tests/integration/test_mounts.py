@@ -144,6 +144,15 @@ def test_a_source_that_vanishes_is_an_error_in_the_guest_only(
         assert sandbox.stop() == 143
 
 
+def test_what_is_in_the_way_is_told_with_its_place(airlock: Airlock, project: Path) -> None:
+    (project / "file").touch()
+    write_config(project, '[disk.cache.c]\npaths = ["file"]')
+    done = airlock("start", "--", "true", cwd=project)
+    assert done.returncode == 1
+    said = f"Error: the sandbox could not be set up: cache at {project}/file: Not a directory\n"
+    assert done.stderr.decode().endswith(said)
+
+
 def test_a_missing_source_stops_the_start_or_not(airlock: Airlock, project: Path) -> None:
     write_config(project, '[mounts.v]\nsource = "none"\ntarget = "/srv/v"\n')
     done = airlock("start", "--", "true", cwd=project)
