@@ -41,6 +41,14 @@ podman build -q --network none -t built ~/context >/dev/null
 podman run --rm --network none built cat /tmp/file
 findmnt -n -o FSTYPE -T ~/.local/share/containers
 """
+PODMAN_AS_ROOT = f"""
+{BOX} tar -C ~/box -c . | podman import -q - box >/dev/null
+podman run --rm --memory 64m --cpus 0.5 --pids-limit 20 box sh -c '
+    cd /sys/fs/cgroup; cat memory.max cpu.max pids.max
+    dd if=/dev/zero of=/dev/null bs=100M count=1 2>/dev/null || echo dd $?
+'
+findmnt -n -o FSTYPE /var/lib/containers
+"""
 NESTED = 'unshare -m -p -f sh -c "mount -t tmpfs none /tmp && echo pid \\$\\$"'
 NO_DAEMON = "[daemons.dockerd]\nenabled = false\n"
 # The example's script, with another setting of the daemon than that of the recipe.
@@ -341,7 +349,7 @@ def test_a_hardened_daemon_fails_and_says_what_to_change(airlock: Airlock, tmp_p
     assert b"say [daemons.dockerd] harden = false" in done.stderr
 
 
-def test_podman_for_an_ordinary_user(airlock: Airlock, tmp_path: Path, server: int) -> None:
+def test_podman_for_an_ordinary_user_and_for_root(airlock: Airlock, tmp_path: Path, server: int) -> None:
     text = f'[network.hosts]\n"allowed.test" = "127.0.0.1"\n[env]\nURL = "http://allowed.test:{server}/"'
     write_project(tmp_path, text, "podman", vm='user = "podman"')
     # The project is root's alone.
@@ -359,3 +367,8 @@ def test_podman_for_an_ordinary_user(airlock: Airlock, tmp_path: Path, server: i
         cwd=tmp_path,
     )
     assert done.stdout == b"built\n", done.stderr
+    # For root, there are limits too.
+    write_project(tmp_path, "", "podman", vm="")
+    done = airlock("start", "-q", "--", "sh", "-euc", PODMAN_AS_ROOT, cwd=tmp_path)
+    said = done.stdout.decode().split()
+    assert said == [str(64 << 20), "50000", "100000", "20", "dd", "137", "ext4"], done.stderr.decode()
