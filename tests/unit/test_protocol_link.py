@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
+import random
 import socket
 
 import pytest
@@ -88,4 +90,49 @@ def test_what_cannot_be_written_is_told_to_both_sides() -> None:
     os.close(write)
     for link in links:
         link.close()
+    loop.close()
+
+
+@pytest.mark.parametrize("size", [module.READ_SIZE, 3 * 4096 + 100, 4096])
+def test_what_comes_in_pages_stays_in_order(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One read gives one page at most, full or not, whatever there is room for: so does a virtio port."""
+    draw, readv = random.Random(size), os.readv
+
+    class Port(io.FileIO):
+        def readinto(self, buffer: memoryview) -> int | None:  # type: ignore[override]
+            return super().readinto(buffer[: draw.choice((4096, 4096, 4096, 100, 1))])
+
+    def read_page(fd: int, spaces: list[memoryview]) -> int:
+        return readv(fd, [spaces[0][: draw.choice((4096, 4096, 4096, 100, 1))]])
+
+    monkeypatch.setattr(module, "READ_SIZE", size)
+    monkeypatch.setattr(module.io, "FileIO", Port)
+    monkeypatch.setattr(module.os, "readv", read_page)
+    ours, theirs = socket.socketpair()
+    loop = Loop()
+    heard: list[object] = []
+
+    def on_message(message: Message) -> None:
+        heard.append(message.header["n"])
+
+    link = Link(loop, ours.detach(), on_message, heard.append)
+    sizes = [draw.choice((1, 100, 4000, 20_000)) for _ in range(300)]
+    wire = b"".join(encode({"t": "event", "n": n, "x": "x" * sizes[n]})[0] for n in range(len(sizes)))
+    theirs.setblocking(False)
+
+    def push() -> None:
+        nonlocal wire
+        wire = wire[theirs.send(wire) :]
+        if not wire:
+            loop.forget(theirs.fileno())
+            theirs.close()
+
+    def look() -> None:
+        if link.closed:
+            loop.stop()
+
+    loop.on_writable(theirs.fileno(), push)
+    loop.after(look)
+    loop.run()
+    assert heard == [*range(len(sizes)), None]
     loop.close()

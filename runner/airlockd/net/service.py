@@ -60,6 +60,7 @@ DESCRIPTORS = 8192
 """For all of these; Linux gives its first process 1,024."""
 _DNS_PORT = DNS_PORT.to_bytes(2, "big")
 _NO_HEADER = bytes(tun.HEADER)
+_GATEWAY = socket.inet_ntoa(GATEWAY)
 _CODES = {
     packet.TCP: packet.PROHIBITED,
     packet.ICMP: packet.PROHIBITED,
@@ -100,7 +101,8 @@ class Network:
         self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE)
         self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE)
         self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
-        self._flows = Flows(self._listener.getsockname()[1], mirror=_fast_path())
+        self._fast = _fast_path()
+        self._flows = Flows(self._listener.getsockname()[1], mirror=self._fast)
         self._calls: dict[int, Callable[[Header], None]] = {}
         self._number, self._stream = 0, -1
         self._live = self._dns_connections = 0
@@ -255,6 +257,9 @@ class Network:
         except OSError:
             pass
         self._drop_later(flow, ACCEPT_SECONDS)
+        if self._fast is not None:
+            # The rest of the handshake took place inside that write.
+            self._accept()
 
     def _refuse(self, flow: Flow, header: Header) -> None:
         """The host has no such connection: say why as the kernel would have."""
@@ -277,32 +282,37 @@ class Network:
             self._put(packet.tcp_reset(syn))
 
     def _on_connections(self) -> None:
-        while True:
-            try:
-                connected, (address, port) = self._listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno in NO_DESCRIPTORS:
-                    self.pause(self._listener, self._on_connections)
-                    return
-                continue
-            flow = self._flows.by_port(port) if address == socket.inet_ntoa(GATEWAY) else None
-            if flow is None or flow.state.syn is None:
-                # Somebody in the guest found the listener.
-                connected.close()
-                continue
-            flow.state.syn = None
-            self._drop_later(flow, None)
-            relay = flow.state.relay
-            if relay is None and self._dns_connections < MAX_DNS_CONNECTIONS:
-                self._dns_connections += 1
-                DnsConnection(self, connected, partial(self._on_dns_done, flow))
-            elif relay is None or relay.done:
-                reset(connected)
-                self._drop_later(flow, LINGER_SECONDS)
-            else:
-                relay.attach(connected)
+        while self._accept():
+            pass
+
+    def _accept(self) -> bool:
+        """Take one connection from the listener; False where there is none, or no descriptor for it."""
+        try:
+            connected, (address, port) = self._listener.accept()
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno in NO_DESCRIPTORS:
+                self.pause(self._listener, self._on_connections)
+                return False
+            return True
+        flow = self._flows.by_port(port) if address == _GATEWAY else None
+        if flow is None or flow.state.syn is None:
+            # Somebody in the guest found the listener.
+            connected.close()
+            return True
+        flow.state.syn = None
+        self._drop_later(flow, None)
+        relay = flow.state.relay
+        if relay is None and self._dns_connections < MAX_DNS_CONNECTIONS:
+            self._dns_connections += 1
+            DnsConnection(self, connected, partial(self._on_dns_done, flow))
+        elif relay is None or relay.done:
+            reset(connected)
+            self._drop_later(flow, LINGER_SECONDS)
+        else:
+            relay.attach(connected)
+        return True
 
     def _on_relay_done(self, flow: Flow) -> None:
         """Both directions are closed here; the kernel may have things to say to the program still."""

@@ -45,6 +45,11 @@ def encode(header: Header, payload: bytes | memoryview = b"") -> list[bytes | me
     except UnicodeEncodeError as error:
         # Half of a pair, which JSON can express and no text has.
         raise ProtocolError(f"frame has a text that is none: {error.reason}") from None
+    return pack(text, payload)
+
+
+def pack(text: bytes, payload: bytes | memoryview = b"") -> list[bytes | memoryview]:
+    """The same of a header that is JSON already."""
     if len(text) > MAX_HEADER or len(payload) > MAX_PAYLOAD:
         raise ProtocolError(f"frame too large: header of {len(text)} bytes, payload of {len(payload)} bytes")
     head = PREFIX.pack(len(text), len(payload)) + text

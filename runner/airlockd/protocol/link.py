@@ -70,6 +70,7 @@ class Link:
         self._held: deque[Callable[[], None]] = deque()
         # A virtio port gives a page per read: gather them without a round of Python for each.
         self._reader = io.BufferedReader(io.FileIO(fd, closefd=False), _PAGE)
+        self._full = False
         os.set_blocking(fd, False)
         loop.on_readable(fd, self._read)
         loop.after(self.flush)
@@ -153,12 +154,13 @@ class Link:
             return
         space = self._space
         try:
-            filled = self._reader.readinto(space)
+            filled = self._fill(space)
         except OSError:
             filled = 0
+        self._full = filled == len(space)
         if filled is None:
             return
-        if filled == len(space):
+        if self._full:
             # The reader may hold more, which no selector knows of. Others have their turn first.
             self.loop.call_later(0, self._read)
         try:
@@ -171,6 +173,17 @@ class Link:
             return
         if not filled:
             self.close(None)
+
+    def _fill(self, space: memoryview) -> int | None:
+        """Read what is there; None for nothing, 0 for the end. Raises OSError."""
+        if self._full:
+            return self._reader.readinto(space)
+        try:
+            filled = os.readv(self._fd, [space])
+        except BlockingIOError:
+            return None
+        # Less than a page is all that there was: most frames are small, and a read in vain costs as much as theirs.
+        return filled if filled != _PAGE else filled + (self._reader.readinto(space[filled:]) or 0)
 
     def _route(self, event: Message | Data | End | Credit | Reset) -> None:
         if isinstance(event, Message):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from airlockd.protocol.frames import MAX_PAYLOAD, Decoder, Header, ProtocolError, encode
+from airlockd.protocol.frames import MAX_PAYLOAD, Decoder, Header, ProtocolError, encode, pack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,7 +116,10 @@ class Mux:
 
     def send(self, header: Header, payload: bytes | memoryview = b"") -> None:
         """Queue a frame that belongs to no stream."""
-        for part in encode(header, payload):
+        self._queue(encode(header, payload))
+
+    def _queue(self, parts: list[bytes | memoryview]) -> None:
+        for part in parts:
             self._output.append(part)
             self.output_size += len(part)
 
@@ -154,14 +157,14 @@ class Mux:
         state.credit -= len(data)
         view = memoryview(data)
         for start in range(0, len(view), MAX_PAYLOAD):
-            self.send({"t": "data", "s": stream}, view[start : start + MAX_PAYLOAD])
+            self._queue(pack(b'{"t":"data","s":%d}' % stream, view[start : start + MAX_PAYLOAD]))
 
     def send_end(self, stream: int) -> None:
         """Say that nothing more comes from this end; harmless when already said or closed."""
         state = self._streams.get(stream)
         if state is not None and not state.sent_end:
             state.sent_end = True
-            self.send({"t": "end", "s": stream})
+            self._queue(pack(b'{"t":"end","s":%d}' % stream))
             self._forget_if_done(stream, state)
 
     def consumed(self, stream: int, count: int) -> None:
@@ -181,7 +184,7 @@ class Mux:
             state.window = WINDOW
             state.owed += more
         state.receive_window += state.owed
-        self.send({"t": "credit", "s": stream, "n": state.owed})
+        self._queue(pack(b'{"t":"credit","s":%d,"n":%d}' % (stream, state.owed)))
         state.owed = 0
 
     def finished(self, stream: int) -> None:
@@ -192,7 +195,7 @@ class Mux:
         """Drop a stream both ways; harmless when it is closed."""
         if self._streams.pop(stream, None) is not None:
             self._forget(stream)
-            self.send({"t": "reset", "s": stream})
+            self._queue(pack(b'{"t":"reset","s":%d}' % stream))
 
     # ---- input
 
