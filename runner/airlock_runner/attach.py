@@ -121,7 +121,9 @@ class _Attached:
     def _on_event(self, header: Header) -> None:
         if header.get("name") == "exit" and header.get("process") == self._command.process:
             self._command.exited(header)
-        self._unavailable = self._unavailable or unavailable(header)
+        self._unavailable = unavailable(header)
+        if self._unavailable is not None:
+            self._loop.stop()
 
     def _finished(self, code: int) -> None:
         self._result = code

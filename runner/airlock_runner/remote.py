@@ -87,6 +87,7 @@ def _ask(project: Project | None, op: str, arguments: Mapping[str, str] | None =
         error = unavailable(event)
         if error is not None:
             away.append(error)
+            loop.stop()
 
     control = Control(loop, connect(project), heard, lambda _reason: loop.stop())
     try:

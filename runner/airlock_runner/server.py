@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import socket
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -19,7 +20,6 @@ from airlockd.protocol.loop import NO_DESCRIPTORS
 from airlockd.protocol.mux import MAX_STREAM_ID
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Sequence
 
     from airlock_runner.control import Control
@@ -140,6 +140,10 @@ class Server:
                 connection.setblocking(False)
                 said = {"t": "event", "name": UNAVAILABLE, "message": NO_ROOM}
                 connection.sendmsg(encode(said))
+                # What it says and nobody reads would make the end a reset, which overtakes our word.
+                connection.shutdown(socket.SHUT_RD)
+                while connection.recv(65536):
+                    pass
         except OSError as error:
             if error.errno in NO_DESCRIPTORS:
                 self.loop.on_readable(self._socket.fileno(), None)
@@ -199,9 +203,8 @@ class _Client:
             # The end of the connection is the answer.
             self._server.on_stop()
         elif not self._server.up:
+            # It closes the connection: what it says meanwhile would make our end of it a reset.
             self._say({"t": "event", "name": UNAVAILABLE, "message": STARTING})
-            self.link.flush()
-            self.link.close()
         elif op == "net":
             try:
                 answer(self._server.on_net(header))
