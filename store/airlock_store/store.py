@@ -269,6 +269,12 @@ def pass_on(handle: int) -> int:
     """
     try:
         return fcntl.fcntl(handle, fcntl.F_DUPFD, INHERITED)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise StoreError(
+                f"no more than {INHERITED} files may be open here", hint="raise the limit: ulimit -n 1024"
+            ) from error
+        raise
     finally:
         os.close(handle)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 
 from airlock_store import contents, gc, paths
 from airlock_store.errors import StoreError
-from airlock_store.store import Store
+from airlock_store.store import INHERITED, Store, pass_on
 
 KEY = "0123456789abcdef" * 2
 OTHER = "fedcba9876543210" * 2
@@ -363,3 +364,16 @@ def test_gc_waits_for_nobody_who_builds(store: Store) -> None:
 
 def test_gc_of_a_store_that_never_was(store: Store) -> None:
     assert store.gc() == gc.Collected((), 0)
+
+
+def test_a_limit_of_open_files_that_is_too_low_is_told() -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    handle = os.open(os.devnull, os.O_RDONLY)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (INHERITED, limits[1]))
+    try:
+        with pytest.raises(StoreError, match="no more than 100 files may be open"):
+            pass_on(handle)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(handle)
