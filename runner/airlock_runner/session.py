@@ -99,7 +99,8 @@ class Session:
         """To the end. Raises the AirlockError that ended it."""
         self._server = Server(self._loop, self._project, on_stop=self._stop, on_net=self._network.command)
         self._starter.start()
-        self._loop.run()
+        if not self._ending:
+            self._loop.run()
         if isinstance(self._result, AirlockError):
             raise self._result
         return self._result or 0

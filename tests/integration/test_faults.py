@@ -114,6 +114,19 @@ def test_a_kernel_that_is_none_is_reported(airlock: Airlock, project: Path, odd_
     assert b"Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("cold", [["--cold"], []], ids=["cold", "warm"])
+def test_a_qemu_that_cannot_be_run_is_reported(
+    airlock: Airlock, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cold: list[str]
+) -> None:
+    qemu = tmp_path / "qemu-system-x86_64"
+    qemu.write_text("no program")
+    qemu.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    done = airlock("start", "--accel", "tcg", *cold, "--", "true", cwd=project)
+    assert done.returncode == 1
+    assert f"{qemu} cannot be started: Exec format error" in done.stderr.decode()
+
+
 def test_an_init_that_dies_is_reported(airlock: Airlock, project: Path, odd_image: Path) -> None:
     (odd_image / "initrd").unlink()
     (odd_image / "initrd").write_bytes(b"")
