@@ -156,6 +156,7 @@ class Session:
 
     def _on_configured(self, _header: Header) -> None:
         mark("configured")
+        self._starter.settled()
         self._deadline.cancel()
         spec = self._starter.spec
         if self._new_disk:

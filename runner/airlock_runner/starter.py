@@ -18,6 +18,7 @@ from airlock_runner.machine import qmp
 from airlock_runner.machine.argv import MachineSpec, Memory, Share
 from airlock_runner.machine.process import Machine
 from airlock_runner.machine.states import Draft, Saved, StateError, States, state_key
+from airlock_runner.turns import Turn, processors
 from airlock_store.errors import AirlockError, MachineError
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Starter:
         self._plan, self._keep, self._owner = plan, keep, owner
         self._image, self._states = image, states
         self._key = ""
+        self._turn: Turn | None = None
         self._current: Booter | _Template | _Restored | None = None
 
     def start(self) -> None:
@@ -50,6 +52,16 @@ class Starter:
             return
         self.spec = replace(self.spec, accelerator=self._plan.accelerators[0])
         self._key = state_key(self._image, self.spec)
+        self._turn = Turn(self.loop, self._states.turns(processors()), self._begin)
+        self._turn.take()
+
+    def settled(self) -> None:
+        """The machine is busy with nothing but its command from now on: the next one may come up."""
+        if self._turn is not None:
+            self._turn.end()
+
+    def _begin(self) -> None:
+        assert self._states is not None
         saved = self._states.find(self._key, self.spec.memory)
         if saved is not None:
             self._restore(saved)
@@ -58,8 +70,8 @@ class Starter:
 
     def stop(self) -> None:
         """End the machine, whatever it does."""
-        if self._current is not None:
-            self._current.stop()
+        self.settled()
+        self._end()
 
     @property
     def machine(self) -> Machine | None:
@@ -72,6 +84,10 @@ class Starter:
         assert self._current is not None
         assert self._current.control is not None
         return self._current.control
+
+    def _end(self) -> None:
+        if self._current is not None:
+            self._current.stop()
 
     def _boot(self) -> None:
         self._current = booter = Booter(
@@ -101,7 +117,7 @@ class Starter:
 
     def gave_up(self, why: str, *, drop: bool = False) -> None:
         """No state, or one that is of no use: boot cold."""
-        self.stop()
+        self._end()
         if drop and self._states is not None:
             self._states.drop(self._key)
         self._owner.note(1, f"no saved state: {why}; booting cold")

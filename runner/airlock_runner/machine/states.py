@@ -224,6 +224,10 @@ class States:
         draft.directory.rename(self._root / key)
         self._make_room(key)
 
+    def turns(self, count: int) -> list[Path]:
+        """Files to lock for taking turns in what is done with states."""
+        return [self._root / f".turn-{number}" for number in range(count)]
+
     def drop(self, key: str) -> None:
         """Delete a state; harmless where there is none."""
         shutil.rmtree(self._root / key, ignore_errors=True)

@@ -1,0 +1,89 @@
+"""Turns of machines that come up: as many at once as there are places, and nobody waits for somebody who is stopped."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from airlock_runner import turns
+from airlock_runner.turns import Turn
+from airlockd.protocol.loop import Loop
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    made = Loop()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    # The second one is what a turn that has to wait waits for.
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    return [tmp_path / "new" / name for name in ("0", "1")]
+
+
+def held(place: Path) -> bool:
+    """Whether somebody has the lock."""
+    with place.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
+def test_a_turn_comes_when_another_ends(loop: Loop, places: list[Path]) -> None:
+    begun: list[int] = []
+
+    def begin(number: int) -> None:
+        begun.append(number)
+        if number == 3:
+            loop.stop()
+
+    made = [Turn(loop, places, lambda number=number: begin(number)) for number in range(4)]  # type: ignore[misc]
+    for each in made:
+        each.take()
+    assert begun == [0, 1]
+    assert [held(place) for place in places] == [True, True]
+    loop.call_later(0, made[1].end)
+    # It never gets a turn, and takes nobody's.
+    made[2].end()
+    loop.run()
+    assert begun == [0, 1, 3]
+    for each in made:
+        each.end()
+    assert [held(place) for place in places] == [False, False]
+
+
+def test_nobody_waits_for_ever(loop: Loop, places: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "MAX_SECONDS", 0.01)
+    first = [Turn(loop, places, lambda: None) for _ in places]
+    for each in first:
+        each.take()
+    late = Turn(loop, places, loop.stop)
+    late.take()
+    loop.run()
+    # What it stopped waiting for is not kept from others when it comes after all.
+    for each in first:
+        each.end()
+    fd = os.open(places[1], os.O_RDWR)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    os.close(fd)
+
+
+def test_without_a_place_to_lock_there_are_no_turns(loop: Loop, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    begun: list[bool] = []
+    turn = Turn(loop, [tmp_path / "file" / "0"], lambda: begun.append(True))
+    turn.take()
+    turn.end()
+    assert begun == [True]
