@@ -255,7 +255,7 @@ def test_ten_thousand_in_a_row_leave_nothing_in_the_guest(guest: Guest) -> None:
         descriptors, memory = guest.inside.descriptors(), guest.inside.memory()
         some(10_000)
         guest.until(lambda: guest.inside.descriptors() <= descriptors)
-    # 200 bytes of each connection would be seen. Python takes memory in arenas of a megabyte, and one may come at any time.
+    # 200 bytes of each connection would be seen. Python takes memory in arenas of a megabyte, one at any time.
     assert guest.inside.memory() < memory + 2 * MEGABYTE
 
 
