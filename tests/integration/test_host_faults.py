@@ -93,7 +93,7 @@ def test_no_room_for_a_new_disk(tmp_path: Path) -> None:
             "ended with status -7",
         ),
         # There is a file for the RAM, and none for the rest of the state.
-        ("size=2g,nr_inodes=8", ":", "could not be saved: [Errno 28] No space left on device"),
+        ("size=2g,nr_inodes=9", ":", "could not be saved: [Errno 28] No space left on device"),
     ],
     ids=["RAM", "device"],
 )

@@ -226,7 +226,7 @@ class States:
 
     def turns(self, count: int) -> list[Path]:
         """Files to lock for taking turns in what is done with states."""
-        return [self._root / f".turn-{number}" for number in range(count)]
+        return [self._root / f".turn-{number}.lock" for number in range(count)]
 
     def drop(self, key: str) -> None:
         """Delete a state; harmless where there is none."""
