@@ -203,8 +203,10 @@ class _Client:
             # The end of the connection is the answer.
             self._server.on_stop()
         elif not self._server.up:
-            # It closes the connection: what it says meanwhile would make our end of it a reset.
+            # It closes the connection: what it says meanwhile would make our end of it a reset. It has to hear this
+            # before we read on, because what it sent to streams that nobody opened ends the connection.
             self._say({"t": "event", "name": UNAVAILABLE, "message": STARTING})
+            self.link.flush()
         elif op == "net":
             try:
                 answer(self._server.on_net(header))

@@ -216,6 +216,21 @@ def test_before_the_sandbox_is_up_it_can_be_stopped_and_nothing_else(tmp_path: P
         wires.close()
 
 
+def test_who_has_sent_more_than_the_call_hears_that_the_sandbox_is_starting(tmp_path: Path) -> None:
+    """Standard input that has ended goes out together with the call, to streams that nobody opened."""
+    wires = Wires(tmp_path, {}, up=False)
+    try:
+        client = wires.client()
+        stream = client.number()
+        client.call("spawn", {"streams": [stream]}, ignore, ignore)
+        client.link.open(stream, Ignoring())
+        client.link.mux.send_end(stream)
+        wires.until_it_is_closed(client)
+        assert wires.events == [{"t": "event", "name": UNAVAILABLE, "message": STARTING}]
+    finally:
+        wires.close()
+
+
 def test_however_many_and_long_the_commands_they_are_listed(wires: Wires) -> None:
     client = wires.client()
     long = ["word", "word", "\x01" * 10_000]
