@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 from net_guest import guest
 from servers import echo, serving
 
-from airlock_runner.config.network_model import (
-    NetworkConfig,
-)
+from airlock_runner.config.network_model import NetworkConfig
 from airlock_runner.net.requests import Answer, Connect, NameQuery, parse
 from airlockd.protocol.frames import ProtocolError
 
@@ -22,67 +20,24 @@ if TYPE_CHECKING:
 
 LOCAL = NetworkConfig(hosts={"web.test": "127.0.0.1"})
 
+CALL = {
+    "t": "call",
+    "op": "connect",
+    "id": 1,
+    "stream": 1,
+    "kind": "tcp",
+    "name": None,
+    "address": "1.1.1.1",
+    "port": 1,
+}
+"""Nothing is wrong with it."""
 BAD = [
-    {
-        "t": "call",
-        "op": "connect",
-        "id": 1,
-        "stream": 2,
-        "kind": "tcp",
-        "name": None,
-        "address": "1.1.1.1",
-        "port": 1,
-    },
-    {
-        "t": "call",
-        "op": "connect",
-        "id": 1,
-        "stream": 1,
-        "kind": "tcp",
-        "name": None,
-        "address": "x",
-        "port": 1,
-    },
-    {
-        "t": "call",
-        "op": "connect",
-        "id": 1,
-        "stream": 1,
-        "kind": "tcp",
-        "name": 7,
-        "address": "1.1.1.1",
-        "port": 1,
-    },
-    {
-        "t": "call",
-        "op": "connect",
-        "id": 1,
-        "stream": 1,
-        "kind": "tcp",
-        "name": None,
-        "address": "1.1.1.1",
-        "port": -1,
-    },
-    {
-        "t": "call",
-        "op": "connect",
-        "id": 1,
-        "stream": 1,
-        "kind": "tcp",
-        "name": None,
-        "address": "1.1.1.1",
-        "port": "1",
-    },
-    {
-        "t": "call",
-        "op": "connect",
-        "id": 1,
-        "stream": 1,
-        "kind": "udp",
-        "name": None,
-        "address": "1.1.1.1",
-        "port": 1,
-    },
+    CALL | {"stream": 2},
+    CALL | {"address": "x"},
+    CALL | {"name": 7},
+    CALL | {"port": -1},
+    CALL | {"port": "1"},
+    CALL | {"kind": "udp"},
     {"t": "call", "op": "connect", "id": 1, "stream": 1, "kind": "port", "port": 22},
     {"t": "call", "op": "connect", "id": 1, "stream": 1, "kind": "socket", "name": "docker"},
     {"t": "call", "op": "connect", "id": True, "stream": 1, "kind": "port", "port": 22},
@@ -95,6 +50,10 @@ BAD = [
     {"t": "event", "name": "exit"},
     {"t": "data", "s": 7},
 ]
+
+
+def test_what_the_breaches_are_made_of_is_a_request() -> None:
+    assert isinstance(parse(CALL), Connect)
 
 
 @pytest.mark.parametrize("frame", BAD, ids=str)
