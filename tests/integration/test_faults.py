@@ -80,6 +80,18 @@ def test_a_panic_is_reported_with_the_console(airlock: Airlock, project: Path) -
     assert "sysrq triggered crash" in (project / ".airlock/sandbox/console.log").read_text()
 
 
+def test_groups_that_come_and_go_while_another_cpu_works_panic_nothing(
+    airlock: Airlock, project: Path
+) -> None:
+    """The kernel's code is patched for the first group and for the last; under TCG that goes wrong within a second."""
+    (project / "airlock.toml").write_text(
+        '[vm]\nimage = "base"\nmemory = "512 MB"\ncpus = 2\nharden = false\n'
+    )
+    work = "while :; do /bin/true; done & for n in $(seq 200); do mkdir /sys/fs/cgroup/x; rmdir /sys/fs/cgroup/x; done"
+    done = airlock("start", "--", "sh", "-ec", f"{work}; echo survived", cwd=project)
+    assert (done.returncode, done.stdout) == (0, b"survived\n"), done.stderr
+
+
 def test_running_out_of_memory_names_the_victim(airlock: Airlock, project: Path) -> None:
     # A process that holds ever more memory, with what every image has.
     hog = "x=$(head -c 64000000 /dev/zero | tr '\\0' x); while :; do x=$x$x; done"
