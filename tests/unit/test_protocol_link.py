@@ -9,6 +9,7 @@ import random
 import socket
 
 import pytest
+from handlers import Ignoring
 
 from airlockd.protocol import link as module
 from airlockd.protocol.frames import MAX_PAYLOAD, encode
@@ -16,20 +17,6 @@ from airlockd.protocol.link import Link
 from airlockd.protocol.loop import Loop
 from airlockd.protocol.mux import WINDOW, Message
 from airlockd.protocol.pumps import Sink, Source
-
-
-class Ignoring:
-    def on_data(self, data: bytes) -> None:
-        pass
-
-    def on_credit(self, amount: int) -> None:
-        pass
-
-    def on_end(self) -> None:
-        pass
-
-    def on_reset(self) -> None:
-        pass
 
 
 def test_what_was_said_before_the_end_is_heard_when_writing_fails_first() -> None:

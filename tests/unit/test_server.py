@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from handlers import Ignoring
 
 from airlock_runner import server as server_module
 from airlock_runner.control import Control, TooLargeError
@@ -96,20 +97,6 @@ class Wires:
         for stream in header.get("streams", ()):
             self.guest.open(stream, Ignoring())
         self.guest.mux.send({"t": "reply", "id": header["id"], "daemons": [], "pid": len(self.asked)})
-
-
-class Ignoring:
-    def on_data(self, data: bytes) -> None:
-        pass
-
-    def on_credit(self, amount: int) -> None:
-        pass
-
-    def on_end(self) -> None:
-        pass
-
-    def on_reset(self) -> None:
-        pass
 
 
 @contextmanager
