@@ -204,8 +204,9 @@ def test_a_build_that_is_ended_clears_up_and_ends_by_that(number: signal.Signals
     """In the background of a script Ctrl-C is ignored, and nothing can be cleared; that it ends is what counts."""
     code = (
         "import os, signal; from airlock.images import _ended_in_order\n"
-        # Not as pytest has it, which may itself run in the background.
+        # Not as pytest has it, which may itself run in the background, or by nohup.
         f"signal.signal(signal.SIGINT, signal.{'SIG_IGN' if background else 'default_int_handler'})\n"
+        f"signal.signal({int(number)}, signal.SIG_DFL)\n"
         "with _ended_in_order():\n"
         "    try: os.write(1, b'building\\n'); os.read(0, 1)\n"
         "    finally: os.write(1, b'cleared\\n')\n"
