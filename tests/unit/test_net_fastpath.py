@@ -23,9 +23,9 @@ MASK = (1 << 64) - 1
 class Kernel:
     """One packet in airlock0's way out. `table` is the map; `partial` is CHECKSUM_PARTIAL."""
 
-    def __init__(self, data: bytes, table: dict[bytes, bytes], *, partial: bool = False) -> None:
+    def __init__(self, data: bytes, table: dict[bytes, bytearray], *, partial: bool = False) -> None:
         self.packet, self.table, self.partial = bytearray(data), table, partial
-        self.stack, self.value = bytearray(512), b""
+        self.stack, self.value = bytearray(512), bytearray()
 
     def load(self, at: int, size: int) -> int:
         area, place = at >> 32 << 32, at & 0xFFFFFFFF
@@ -53,7 +53,7 @@ class Kernel:
         if helper == 1:  # map_lookup_elem
             assert a == TABLE
             key = bytes(self.load(b + at, 1) for at in range(12))
-            self.value = self.table.get(key, b"")
+            self.value = self.table.get(key, bytearray())
             return VALUE if self.value else 0
         if helper == 23:  # redirect
             assert (a, b) == (INDEX, 1)
@@ -99,11 +99,15 @@ class Kernel:
                 registers[to] = (registers[to] + value) & MASK
             elif code == 0x57:
                 registers[to] &= value
+            elif code == 0x4F:
+                registers[to] |= registers[source]
             elif code in (0x61, 0x69, 0x71):
                 registers[to] = self.load(registers[source] + offset, {0x61: 4, 0x69: 2, 0x71: 1}[code])
             elif code == 0x63:
-                at = registers[to] + offset - STACK
-                self.stack[at : at + 4] = registers[source].to_bytes(4, sys.byteorder)
+                at = registers[to] + offset
+                memory, at = (self.stack, at - STACK) if at < VALUE else (self.value, at - VALUE)
+                assert 0 <= at <= len(memory) - 4, "the verifier would have refused this"
+                memory[at : at + 4] = registers[source].to_bytes(4, sys.byteorder)
             else:
                 taken = {
                     0x15: registers[to] == value,
@@ -113,7 +117,7 @@ class Kernel:
                 position += offset * taken
 
 
-def run(data: bytes, table: dict[bytes, bytes], *, partial: bool = False) -> tuple[int, bytes]:
+def run(data: bytes, table: dict[bytes, bytearray], *, partial: bool = False) -> tuple[int, bytes]:
     """What becomes of a packet, and of its bytes."""
     kernel = Kernel(data, table, partial=partial)
     return kernel.run(program(TABLE, INDEX)), bytes(kernel.packet)
@@ -127,7 +131,7 @@ def test_known_packets_are_rewritten_as_python_does(
     how = rewriting(old, new)
     expected = bytearray(data)
     rewrite(expected, 0, how, partial=partial)
-    done, found = run(data, {old: as_value(how)}, partial=partial)
+    done, found = run(data, {old: bytearray(as_value(how))}, partial=partial)
     assert done == REDIRECTED
     assert tuple_of(found) == new
     # 0 and 0xFFFF are the same sum, and the kernel takes either.
@@ -139,15 +143,31 @@ def test_known_packets_are_rewritten_as_python_does(
         assert int.from_bytes(found[36:38], "big") % 0xFFFF == int.from_bytes(expected[36:38], "big") % 0xFFFF
 
 
-@given(TUPLES, TUPLES, st.sampled_from([SYN, FIN | ACK, RST, RST | ACK, SYN | FIN | ACK, SYN | RST]))
-def test_what_opens_or_ends_a_connection_is_left_to_python(old: bytes, new: bytes, flags: int) -> None:
+@given(TUPLES, TUPLES, st.sampled_from([SYN, SYN | FIN, SYN | RST]))
+def test_what_opens_a_connection_is_left_to_python(old: bytes, new: bytes, flags: int) -> None:
     data = tcp(old, flags)
-    assert run(data, {old: as_value(rewriting(old, new))}) == (NEXT, data)
+    value = as_value(rewriting(old, new))
+    table = {old: bytearray(value)}
+    assert run(data, table) == (NEXT, data)
+    assert table == {old: value}
+
+
+@given(
+    TUPLES, TUPLES, st.lists(st.sampled_from([ACK, FIN | ACK, RST, RST | ACK, SYN | ACK, FIN, 0]), max_size=4)
+)
+def test_what_ends_a_connection_is_noted(old: bytes, new: bytes, several: list[int]) -> None:
+    table = {old: bytearray(as_value(rewriting(old, new)))}
+    noted = 0
+    for flags in several:
+        done, found = run(tcp(old, flags), table)
+        assert (done, tuple_of(found)) == (REDIRECTED, new)
+        noted |= flags & (FIN | RST)
+        assert table[old] == as_value(rewriting(old, new))[:-4] + noted.to_bytes(4, sys.byteorder)
 
 
 @given(TUPLES, TUPLES)
 def test_so_is_what_is_unknown_or_no_plain_tcp(old: bytes, other: bytes) -> None:
-    known = {old: as_value(rewriting(old, other))}
+    known = {old: bytearray(as_value(rewriting(old, other)))}
     good = tcp(old, ACK)
     assert run(good, {})[0] == NEXT
     for place, value in ((0, 0x46), (0, 0x60), (9, 17), (6, 0x20), (7, 1)):

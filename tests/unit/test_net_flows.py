@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from airlockd.net import packet
 from airlockd.net.flows import DEVICE, GATEWAY, QUIET, Flow, Flows
-from airlockd.net.packet import ACK, FIN, RST, back, tuple_of
+from airlockd.net.packet import ACK, FIN, RST, Rewrite, back, tuple_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 LISTENER = 5555
 TUPLES = st.integers(0, 5).map(lambda number: bytes((172, 17, 0, number, 10, 2, 0, 1, 160, number, 1, 187)))
 PORTS = 4
+
+
+class Notes(dict[bytes, tuple[Rewrite, int]]):
+    """A mirror: rewrites by tuple, and the flags that it has seen."""
+
+    def add(self, rewrites: Sequence[tuple[bytes, Rewrite]]) -> None:
+        self.update({tuple_: (how, 0) for tuple_, how in rewrites})
+
+    def remove(self, tuples: Sequence[bytes]) -> None:
+        for tuple_ in tuples:
+            del self[tuple_]
+
+    def seen(self, tuple_: bytes) -> int:
+        return self[tuple_][1]
 
 
 class Model(RuleBasedStateMachine):
@@ -20,18 +39,29 @@ class Model(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.flows = Flows(LISTENER, 2000, 2000 + PORTS - 1)
+        self.notes = Notes()
+        self.flows = Flows(LISTENER, 2000, 2000 + PORTS - 1, mirror=self.notes)
         self.open: dict[bytes, Flow] = {}
         self.established: set[bytes] = set()
         self.ends: dict[bytes, set[str]] = {}
+        self.noted: dict[bytes, set[str]] = {}
         self.quiet: dict[bytes, float] = {}
+        self.limits: dict[bytes, float] = {}
         self.now = 0.0
 
     def forget(self, tuple_: bytes) -> None:
         del self.open[tuple_]
         self.established.discard(tuple_)
         self.ends.pop(tuple_, None)
+        self.noted.pop(tuple_, None)
         self.quiet.pop(tuple_, None)
+        self.limits.pop(tuple_, None)
+
+    def learn(self, tuple_: bytes, ends: set[str]) -> None:
+        known = self.ends.setdefault(tuple_, set())
+        known |= ends
+        if len(known) == 2:
+            self.quiet.setdefault(tuple_, self.now)
 
     @rule(tuple_=TUPLES)
     def opens(self, tuple_: bytes) -> None:
@@ -57,16 +87,44 @@ class Model(RuleBasedStateMachine):
             return
         self.flows.ended(seen, flags, self.now)
         if tuple_ in self.open:
-            ends = self.ends.setdefault(tuple_, set())
-            ends |= {"there", "back"} if flags & RST else {"back" if answer else "there"}
-            if len(ends) == 2:
-                self.quiet.setdefault(tuple_, self.now)
+            self.learn(tuple_, {"there", "back"} if flags & RST else {"back" if answer else "there"})
+
+    @rule(tuple_=TUPLES, flags=st.sampled_from([FIN, RST]), answer=st.booleans())
+    def end_unseen(self, tuple_: bytes, flags: int, answer: bool) -> None:
+        """Only the mirror knows of it."""
+        if tuple_ in self.established:
+            seen = back(self.flows.rewrites[tuple_].tuple) if answer else tuple_
+            how, before = self.notes[seen]
+            self.notes[seen] = how, before | flags
+            noted = self.noted.setdefault(tuple_, set())
+            noted |= {"there", "back"} if flags & RST else {"back" if answer else "there"}
+
+    @rule(tuple_=TUPLES)
+    def look(self, tuple_: bytes) -> None:
+        if tuple_ in self.open:
+            self.flows.look(self.open[tuple_], self.now)
+            self.learn(tuple_, self.noted.get(tuple_, set()))
+
+    @rule(tuple_=TUPLES, seconds=st.none() | st.floats(0, 3 * QUIET))
+    def limit(self, tuple_: bytes, seconds: float | None) -> None:
+        if tuple_ in self.open:
+            self.flows.limit(self.open[tuple_], None if seconds is None else self.now + seconds)
+            self.limits.pop(tuple_, None)
+            if seconds is not None:
+                self.limits[tuple_] = self.now + seconds
 
     @rule(seconds=st.floats(0, QUIET))
     def wait(self, seconds: float) -> None:
         self.now += seconds
+        for tuple_ in self.limits:
+            self.learn(tuple_, self.noted.get(tuple_, set()))
         gone = self.flows.tidy(self.now)
-        over = [tuple_ for tuple_, since in self.quiet.items() if since + QUIET <= self.now]
+        over = {tuple_ for tuple_, since in self.quiet.items() if since + QUIET <= self.now}
+        over |= {
+            tuple_ for tuple_, until in self.limits.items() if until <= self.now and tuple_ not in self.quiet
+        }
+        for tuple_ in self.quiet:
+            self.limits.pop(tuple_, None)
         assert sorted(flow.tuple for flow in gone) == sorted(over)
         for tuple_ in over:
             self.forget(tuple_)
@@ -87,6 +145,9 @@ class Model(RuleBasedStateMachine):
         for tuple_, flow in self.open.items():
             assert self.flows.find(tuple_) is self.flows.by_port(flow.port) is flow
         assert len(self.flows.rewrites) == 2 * len(self.established)
+        assert {tuple_: how for tuple_, (how, _) in self.notes.items()} == self.flows.rewrites
+        for tuple_, how in self.flows.rewrites.items():
+            assert how == packet.rewriting(tuple_, how.tuple)
 
 
 TestModel = Model.TestCase

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from airlockd.net.packet import FIN, RST, Rewrite, back, rewriting
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 DEVICE, GATEWAY = bytes((192, 168, 77, 1)), bytes((192, 168, 77, 2))
 FIRST_PORT, LAST_PORT = 1024, 65535
@@ -47,13 +47,16 @@ class Flow:
 
 
 class Mirror(Protocol):
-    """What keeps rewrites too: fastpath.py."""
+    """What rewrites packets before they come here: fastpath.py."""
 
-    def add(self, tuple_: bytes, how: Rewrite) -> None:
-        """Packets of the tuple are rewritten so."""
+    def add(self, rewrites: Sequence[tuple[bytes, Rewrite]]) -> None:
+        """Packets of these tuples are rewritten so."""
 
-    def remove(self, tuple_: bytes) -> None:
+    def remove(self, tuples: Sequence[bytes]) -> None:
         """They are not any more."""
+
+    def seen(self, tuple_: bytes) -> int:
+        """FIN and RST, where packets of the tuple that did not come here had them."""
 
 
 class Flows:
@@ -62,7 +65,7 @@ class Flows:
     def __init__(
         self, listener: int, first: int = FIRST_PORT, last: int = LAST_PORT, *, mirror: Mirror | None = None
     ) -> None:
-        """`mirror` hears of what comes into `rewrites` and leaves it."""
+        """`mirror` hears of what comes into `rewrites` and leaves it, and is asked what has ended."""
         self._mirror = mirror
         self.rewrites: dict[bytes, Rewrite] = {}
         """What to do with packets of established flows, by tuple, in both directions."""
@@ -72,6 +75,7 @@ class Flows:
         self._answers: dict[bytes, Flow] = {}
         self._free: deque[int] = deque(range(first, last + 1))
         self._quiet: deque[tuple[float, Flow]] = deque()
+        self._limits: dict[Flow, float] = {}
 
     def __len__(self) -> int:
         return len(self._by_tuple)
@@ -103,11 +107,29 @@ class Flows:
         """From now on its packets are rewritten."""
         inner = GATEWAY + DEVICE + flow.port.to_bytes(2, "big") + self._listener
         answer = back(inner)
+        there = rewriting(flow.tuple, inner)
+        # The same words the other way round.
+        home = Rewrite(back(flow.tuple), -there.address_delta % 0xFFFF, -there.delta % 0xFFFF)
         self._answers[answer] = flow
-        for tuple_, to in ((flow.tuple, inner), (answer, back(flow.tuple))):
-            self.rewrites[tuple_] = how = rewriting(tuple_, to)
-            if self._mirror is not None:
-                self._mirror.add(tuple_, how)
+        self.rewrites[flow.tuple], self.rewrites[answer] = there, home
+        if self._mirror is not None:
+            self._mirror.add(((flow.tuple, there), (answer, home)))
+
+    def limit(self, flow: Flow, until: float | None) -> None:
+        """`tidy` is to forget the flow then, should it not have ended before; with None it has no such limit."""
+        if until is None:
+            self._limits.pop(flow, None)
+        elif self._by_port.get(flow.port) is flow:
+            self._limits[flow] = until
+
+    def look(self, flow: Flow, now: float) -> None:
+        """Learn from the mirror what has ended of the flow."""
+        how = self.rewrites.get(flow.tuple)
+        if self._mirror is None or how is None:
+            return
+        for side, tuple_ in ((1, flow.tuple), (2, back(how.tuple))):
+            if not flow.ends & side:
+                self.ended(tuple_, self._mirror.seen(tuple_), now)
 
     def ended(self, tuple_: bytes, flags: int, now: float) -> None:
         """A packet of the tuple, in either direction, had these TCP flags, FIN or RST among them."""
@@ -126,25 +148,39 @@ class Flows:
             self._quiet.append((now + QUIET, flow))
 
     def tidy(self, now: float) -> list[Flow]:
-        """Forget the flows that have been quiet for long enough, and give them; call it now and then."""
+        """Forget the flows whose limit is past, or that have been quiet for long enough, and give them.
+
+        To be called now and then.
+        """
         gone = []
+        for flow, until in tuple(self._limits.items()):
+            self.look(flow, now)
+            if flow.ends == BOTH:
+                del self._limits[flow]
+            elif until <= now:
+                gone.append(flow)
         while self._quiet and self._quiet[0][0] <= now:
             flow = self._quiet.popleft()[1]
             if self._by_port.get(flow.port) is flow:
-                self.remove(flow)
                 gone.append(flow)
+        self._remove(gone)
         return gone
 
     def remove(self, flow: Flow) -> None:
         """Forget a flow; harmless when it is not known any more."""
-        if self._by_port.get(flow.port) is not flow:
-            return
-        del self._by_port[flow.port], self._by_tuple[flow.tuple]
-        self._free.append(flow.port)
-        rewrite = self.rewrites.pop(flow.tuple, None)
-        if rewrite is not None:
-            answer = back(rewrite.tuple)
-            del self.rewrites[answer], self._answers[answer]
-            if self._mirror is not None:
-                self._mirror.remove(flow.tuple)
-                self._mirror.remove(answer)
+        if self._by_port.get(flow.port) is flow:
+            self._remove([flow])
+
+    def _remove(self, flows: Sequence[Flow]) -> None:
+        mirrored: list[bytes] = []
+        for flow in flows:
+            del self._by_port[flow.port], self._by_tuple[flow.tuple]
+            self._free.append(flow.port)
+            self._limits.pop(flow, None)
+            rewrite = self.rewrites.pop(flow.tuple, None)
+            if rewrite is not None:
+                answer = back(rewrite.tuple)
+                del self.rewrites[answer], self._answers[answer]
+                mirrored += (flow.tuple, answer)
+        if mirrored and self._mirror is not None:
+            self._mirror.remove(mirrored)

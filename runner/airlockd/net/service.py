@@ -70,18 +70,14 @@ _CODES = {
 
 
 class _Connection:
-    """What a flow is to the host. `syn` is the packet that waits for its answer, None once the program is connected.
+    """What a flow is to the host. `syn` is the packet that waits for its answer, None once the program is connected."""
 
-    `timer` drops the flow where nothing else does.
-    """
-
-    __slots__ = ("name", "relay", "syn", "timer")
+    __slots__ = ("name", "relay", "syn")
 
     def __init__(self, syn: bytearray, name: str | None) -> None:
         self.syn: bytearray | None = syn
         self.name = name
         self.relay: Relay | None = None
-        self.timer: Timer | None = None
 
 
 class Network:
@@ -156,6 +152,8 @@ class Network:
         """SYN, FIN or RST in an established flow. True: the packet is dealt with."""
         if flags & packet.SYN and not flags & packet.ACK:
             flow = self._flows.find(tuple_)
+            if flow is not None:
+                self._flows.look(flow, time.monotonic())
             if flow is not None and flow.ends == BOTH:
                 # A new connection from the port of an old one. What else it may be, the kernel knows best.
                 self._drop(flow)
@@ -325,13 +323,8 @@ class Network:
         self._drop_later(flow, LINGER_SECONDS)
 
     def _drop_later(self, flow: Flow, seconds: float | None) -> None:
-        """Drop the flow in so many seconds and not before, or with None not by time."""
-        connection = flow.state
-        if connection.timer is not None:
-            connection.timer.cancel()
-            connection.timer = None
-        if seconds is not None and self._flows.by_port(flow.port) is flow:
-            connection.timer = self.loop.call_later(seconds, lambda: self._drop(flow))
+        """Drop the flow in so many seconds, or a little later, and not before; or with None not by time."""
+        self._flows.limit(flow, None if seconds is None else time.monotonic() + seconds)
 
     def _drop(self, flow: Flow) -> None:
         if self._flows.by_port(flow.port) is not flow:
@@ -342,7 +335,6 @@ class Network:
     def _forget(self, flow: Flow) -> None:
         """The flow is in no table any more."""
         connection = flow.state
-        self._drop_later(flow, None)
         if connection.name is not None:
             self.names.release(flow.target)
         # Where both have said FIN, what the program sent last may still wait for a slow host.
