@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
 import random
 import socket
+from typing import TYPE_CHECKING
 
 import pytest
 from handlers import Ignoring
@@ -17,6 +17,9 @@ from airlockd.protocol.link import Link
 from airlockd.protocol.loop import Loop
 from airlockd.protocol.mux import WINDOW, Message
 from airlockd.protocol.pumps import Sink, Source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 
 def test_what_was_said_before_the_end_is_heard_when_writing_fails_first() -> None:
@@ -80,21 +83,54 @@ def test_what_cannot_be_written_is_told_to_both_sides() -> None:
     loop.close()
 
 
+def pagewise(most: Callable[[], int]) -> Callable[[int, Sequence[memoryview]], int]:
+    """readv of a virtio port: the kernel reads for each space by itself, a page at most, and until one is not filled.
+
+    `most` is how much it has at once.
+    """
+    readv = os.readv
+
+    def read(fd: int, spaces: Sequence[memoryview]) -> int:
+        total = 0
+        for space in spaces:
+            try:
+                count = readv(fd, [space[: most()]])
+            except OSError:
+                if total:
+                    return total
+                raise
+            total += count
+            if count < len(space):
+                break
+        return total
+
+    return read
+
+
+@pytest.mark.parametrize("pages", [1, 2])
+def test_what_arrives_with_a_reset_is_heard(pages: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole pages, and then an error instead of an end: of a socket whose other end leaves without having read all."""
+    monkeypatch.setattr(module.os, "readv", pagewise(lambda: 4096))
+    ours, theirs = socket.socketpair()
+    loop = Loop()
+    heard: list[object] = []
+    link = Link(loop, ours.detach(), lambda message: heard.append(message.header["x"]), heard.append)
+    os.write(link._fd, b"never read")
+    empty = len(encode({"t": "event", "x": ""})[0])
+    theirs.sendall(b"".join(encode({"t": "event", "x": "x" * (4096 - empty)})[0] for _ in range(pages)))
+    theirs.close()
+    loop.after(lambda: loop.stop() if link.closed else None)
+    loop.run()
+    assert heard == ["x" * (4096 - empty)] * pages + [None]
+    loop.close()
+
+
 @pytest.mark.parametrize("size", [module.READ_SIZE, 3 * 4096 + 100, 4096])
 def test_what_comes_in_pages_stays_in_order(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """One read gives one page at most, full or not, whatever there is room for: so does a virtio port."""
-    draw, readv = random.Random(size), os.readv
-
-    class Port(io.FileIO):
-        def readinto(self, buffer: memoryview) -> int | None:  # type: ignore[override]
-            return super().readinto(buffer[: draw.choice((4096, 4096, 4096, 100, 1))])
-
-    def read_page(fd: int, spaces: list[memoryview]) -> int:
-        return readv(fd, [spaces[0][: draw.choice((4096, 4096, 4096, 100, 1))]])
-
+    draw = random.Random(size)
     monkeypatch.setattr(module, "READ_SIZE", size)
-    monkeypatch.setattr(module.io, "FileIO", Port)
-    monkeypatch.setattr(module.os, "readv", read_page)
+    monkeypatch.setattr(module.os, "readv", pagewise(lambda: draw.choice((4096, 4096, 4096, 100, 1))))
     ours, theirs = socket.socketpair()
     loop = Loop()
     heard: list[object] = []

@@ -5,7 +5,6 @@ Used by airlockd on its ports, by the session on both of its sides, and by `airl
 
 from __future__ import annotations
 
-import io
 import os
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
@@ -66,11 +65,9 @@ class Link:
         self._on_close = on_close
         self._handlers: dict[int, StreamHandler] = {}
         self._space = memoryview(bytearray(READ_SIZE))
+        self._pages = [self._space[start : start + _PAGE] for start in range(_PAGE, READ_SIZE, _PAGE)]
         self._waiting = False
         self._held: deque[Callable[[], None]] = deque()
-        # A virtio port gives a page per read: gather them without a round of Python for each.
-        self._reader = io.BufferedReader(io.FileIO(fd, closefd=False), _PAGE)
-        self._full = False
         os.set_blocking(fd, False)
         loop.on_readable(fd, self._read)
         loop.after(self.flush)
@@ -152,19 +149,14 @@ class Link:
     def _read(self) -> None:
         if self.closed:
             return
-        space = self._space
         try:
-            filled = self._fill(space)
+            filled = self._fill()
+        except BlockingIOError:
+            return
         except OSError:
             filled = 0
-        self._full = filled == len(space)
-        if filled is None:
-            return
-        if self._full:
-            # The reader may hold more, which no selector knows of. Others have their turn first.
-            self.loop.call_later(0, self._read)
         try:
-            for event in self.mux.receive(space[:filled]):
+            for event in self.mux.receive(self._space[:filled]):
                 if self.closed:
                     return
                 self._route(event)
@@ -174,16 +166,21 @@ class Link:
         if not filled:
             self.close(None)
 
-    def _fill(self, space: memoryview) -> int | None:
-        """Read what is there; None for nothing, 0 for the end. Raises OSError."""
-        if self._full:
-            return self._reader.readinto(space)
-        try:
-            filled = os.readv(self._fd, [space])
-        except BlockingIOError:
-            return None
+    def _fill(self) -> int:
+        """Read what is there; 0 for the end. Raises OSError where there is nothing."""
+        filled = os.readv(self._fd, [self._space])
         # Less than a page is all that there was: most frames are small, and a read in vain costs as much as theirs.
-        return filled if filled != _PAGE else filled + (self._reader.readinto(space[filled:]) or 0)
+        if filled != _PAGE:
+            return filled
+        try:
+            # A virtio port gives a page for each, in one call, and has the next by then. All that is there is gathered:
+            # what a round of Python costs is more than what waits for it.
+            while not filled % _PAGE and (more := os.readv(self._fd, self._pages[filled // _PAGE - 1 :])):
+                filled += more
+        except OSError:
+            # Nothing, or the next read hears of it: what came before an error is not lost with it.
+            pass
+        return filled
 
     def _route(self, event: Message | Data | End | Credit | Reset) -> None:
         if isinstance(event, Message):
