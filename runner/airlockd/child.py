@@ -11,7 +11,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from airlockd import linux
-from airlockd.process import Command, SpawnError, become, pipes
+from airlockd.process import Command, Inside, SpawnError, become, pipes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,8 +86,7 @@ def start(
     loop: Loop,
     command: Command,
     outputs: tuple[int, int],
-    namespace: int,
-    filter_program: bytes,
+    inside: Inside,
     *,
     on_started: Callable[[SpawnError | None], None],
 ) -> int:
@@ -101,7 +100,7 @@ def start(
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         pid = os.fork()
         if not pid:
-            become(command, (null, *outputs), write, namespace, filter_program)
+            become(command, (null, *outputs), write, inside)
     except OSError:
         os.close(read)
         raise

@@ -15,6 +15,7 @@ CLONE_NEWNS = 0x20000
 RB_POWER_OFF = 0x4321FEDC
 PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, _PR_SET_NAME = 24, 38, 22, 15
 SECCOMP_MODE_FILTER = 2
+_SECCOMP_SET_MODE_FILTER, _NEW_LISTENER, _WAIT_KILLABLE = 1, 0x8, 0x20
 _RLIMIT_NOFILE = 7
 IN_CREATE = 0x100
 RESOLVE_IN_ROOT = 0x10
@@ -22,8 +23,8 @@ _AF_INET, _SOCK_DGRAM, _SIOCSIFFLAGS, _IFF_UP = 2, 2, 0x8914, 1
 
 MACHINE = os.uname().machine
 _SYSCALLS = {
-    "x86_64": {"finit_module": 313, "openat2": 437, "bpf": 321},
-    "aarch64": {"finit_module": 273, "openat2": 437, "bpf": 280},
+    "x86_64": {"finit_module": 313, "openat2": 437, "bpf": 321, "seccomp": 317},
+    "aarch64": {"finit_module": 273, "openat2": 437, "bpf": 280, "seccomp": 277},
 }
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -176,6 +177,17 @@ def seccomp(program: bytes) -> None:
     """Install a classic BPF program (8 bytes an instruction) as this process's filter, for good."""
     argument = _Program(len(program) // 8, program)
     prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(argument))
+
+
+def seccomp_listener(program: bytes) -> int:
+    """The same for a program that asks; gives the descriptor on which the questions arrive: seccomp_unotify(2)."""
+    argument = _Program(len(program) // 8, program)
+    for flags in (_NEW_LISTENER | _WAIT_KILLABLE, _NEW_LISTENER):
+        number = _SYSCALLS[MACHINE]["seccomp"]
+        result: int = _libc.syscall(number, _SECCOMP_SET_MODE_FILTER, flags, ctypes.byref(argument))
+        if result >= 0 or ctypes.get_errno() != errno.EINVAL:
+            break
+    return _check(result, "seccomp")
 
 
 def bpf(command: int, attributes: ctypes.Array[ctypes.c_char]) -> int:

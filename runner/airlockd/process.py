@@ -49,6 +49,18 @@ class Command(NamedTuple):
     streams: tuple[int, int, int]
 
 
+class Inside(NamedTuple):
+    """What all processes of a sandbox have in common.
+
+    `namespace` is that of its mounts, `filter_program` for those that are hardened; `ask` has a child ask before it
+    renames (renames.py).
+    """
+
+    namespace: int
+    filter_program: bytes
+    ask: Callable[[], None] | None = None
+
+
 class Process:
     """A started command. Reports `on_exit(wait status)` after all its output was sent."""
 
@@ -56,8 +68,7 @@ class Process:
         self,
         link: Link,
         command: Command,
-        namespace: int,
-        filter_program: bytes,
+        inside: Inside,
         *,
         on_started: Callable[[SpawnError | None], None],
         on_exit: Callable[[int], None],
@@ -74,7 +85,7 @@ class Process:
             )
             self.pid = os.fork()
             if not self.pid:
-                become(command, theirs, failure, namespace, filter_program)
+                become(command, theirs, failure, inside)
         except OSError:
             # Too many processes, or descriptors. Our ends of the streams are closed when those are refused.
             os.close(self._failure)
@@ -189,9 +200,7 @@ def _window(rows: int, columns: int) -> bytes:
     return struct.pack("HHHH", min(rows, 0xFFFF), min(columns, 0xFFFF), 0, 0)
 
 
-def become(
-    command: Command, stdio: Sequence[int], failure: int, namespace: int, filter_program: bytes
-) -> None:
+def become(command: Command, stdio: Sequence[int], failure: int, inside: Inside) -> None:
     """In the child: turn into the command. Never returns."""
     stage = "start"
     try:
@@ -211,13 +220,15 @@ def become(
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         _write("/proc/self/oom_score_adj", "0")
         stage = "namespace"
-        linux.setns(namespace, linux.CLONE_NEWNS)
+        linux.setns(inside.namespace, linux.CLONE_NEWNS)
+        if inside.ask is not None:
+            inside.ask()
         stage = "user"
         account = user.look_up(command.user)
         environment = {**account.environment(), **user.runtime_directory(account), **command.env}
         if command.harden:
             stage = "harden"
-            harden.apply(filter_program)
+            harden.apply(inside.filter_program)
         stage = "user"
         user.become(account)
         stage = "chdir"

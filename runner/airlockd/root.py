@@ -41,6 +41,7 @@ class FilePlace(NamedTuple):
     bound: bool
     read_only: bool
     owner: tuple[int, int]
+    target: str
 
 
 class Root:
@@ -51,6 +52,8 @@ class Root:
         self.home = "/"
         self.files: list[FilePlace] = []
         self._mounts: list[str] = []
+        self._masks: set[int] = set()
+        """The devices of directories that hide others."""
         self._directory = -1
 
     def build(
@@ -83,8 +86,10 @@ class Root:
                 # Most often something else is there, such as a file in the way of a directory.
                 raise ValueError(f"{place.kind} at {place.target}: {error.strerror}") from error
         for place in arranged:
-            if place.kind == "mask" or (place.kind == "file" and place.read_only):
+            if place.kind == "mask" and not self._has_file(place.target):
                 # Only now: a share may lie below a mask and needs a directory to be mounted on.
+                self._remount(place.target, linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV)
+            if place.kind == "file" and place.read_only:
                 self._remount(place.target, linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV)
         os.close(self._directory)
         self.namespace = _own_namespace(SANDBOX)
@@ -161,6 +166,7 @@ class Root:
             self._mount(EMPTY, place.target, "", linux.MS_BIND, file=True)
         else:
             self._mount("tmpfs", place.target, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=0755")
+            self._masks.add(self._device_at(place.target))
 
     def _bind(self, place: Place) -> None:
         """A directory of the user's part of the disk; a new one is like the one that it is put over."""
@@ -195,13 +201,13 @@ class Root:
         """Make the place for a file that the host sends later.
 
         Where it lies on the sandbox's own filesystems it is an ordinary file, which programs can replace by rename.
-        Elsewhere (in a share, where its content does not belong on the host; below a mask; or read-only) it is
-        mounted, and renaming to it fails with EBUSY, as in containers.
+        Elsewhere (in a share, where its content does not belong on the host; or read-only) it is mounted, and
+        what is renamed to it takes renames.py.
         """
         parent, _, name = place.target.rpartition("/")
         directory = self._directory_at(parent or "/")
-        own = (SANDBOX, disk.DISK, f"{SANDBOX}/run")
-        bound = place.read_only or os.fstat(directory).st_dev not in [os.stat(path).st_dev for path in own]
+        own = {os.stat(path).st_dev for path in (SANDBOX, disk.DISK, f"{SANDBOX}/run")} | self._masks
+        bound = place.read_only or os.fstat(directory).st_dev not in own
         if bound:
             if not self._is_file(place.target):
                 self._make_file(name, directory)
@@ -214,7 +220,22 @@ class Root:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             self._mount(path, place.target, "", linux.MS_BIND, file=True)
         owner = (account.uid, account.gid)
-        self.files.append(FilePlace(place.file, directory, name, bound, place.read_only, owner))
+        if os.fstat(directory).st_dev in self._masks:
+            # Whoever replaces the file makes the new one beside it. There is nothing else in there.
+            os.chown(f"/proc/self/fd/{directory}", *owner)
+        self.files.append(FilePlace(place.file, directory, name, bound, place.read_only, owner, place.target))
+
+    def _device_at(self, target: str) -> int:
+        fd = linux.open_in_root(self._directory, target, os.O_PATH)
+        try:
+            return os.fstat(fd).st_dev
+        finally:
+            os.close(fd)
+
+    def _has_file(self, mask: str) -> bool:
+        """Whether a file in there can be replaced by programs, which takes that they can write beside it."""
+        device = self._device_at(mask)
+        return any(not each.bound and os.fstat(each.directory).st_dev == device for each in self.files)
 
     def _is_file(self, target: str) -> bool:
         try:

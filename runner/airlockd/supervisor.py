@@ -16,7 +16,7 @@ from airlockd import boot, daemons, disk, entropy, harden, identity, kernelcheck
 from airlockd.layout import expand
 from airlockd.net.process import NetworkProcess
 from airlockd.net.process import start as start_network
-from airlockd.process import Command, Process, SpawnError
+from airlockd.process import Command, Inside, Process, SpawnError
 from airlockd.protocol.link import Link
 from airlockd.protocol.loop import Loop
 from airlockd.root import SANDBOX, TRASH, Root
@@ -71,7 +71,7 @@ class Supervisor:
         self._network = network
         self._daemons: daemons.Daemons | None = None
         self._files: files.Files | None = None
-        self._filter = harden.seccomp_program(linux.MACHINE)
+        self._inside = Inside(-1, harden.seccomp_program(linux.MACHINE))
         self._when_alone: Callable[[], None] | None = None
 
     def run(self) -> None:
@@ -125,12 +125,19 @@ class Supervisor:
         self._root.build(
             device, header["root_key"], header["places"], str(header["user"]), bool(header["new_disk"])
         )
+        self._inside = self._inside._replace(namespace=self._root.namespace)
         identity.write(SANDBOX, header["hostname"], header["machine_id"])
         if self._root.files:
             # Costs a moment that starts without files need not wait for.
             from airlockd.files import Files
 
             self._files = Files(self._link, self._root.files, lambda number: self._event("file", file=number))
+        in_shares = [place for place in self._root.files if place.bound and not place.read_only]
+        if in_shares:
+            from airlockd.renames import Renames
+
+            renames = Renames(self._loop, SANDBOX, self._root.namespace, in_shares, self._by_pid)
+            self._inside = self._inside._replace(ask=renames.ask)
         helper = disk.empty(TRASH)
         if helper is not None:
             self._log("info", "emptying what an earlier image left on the disk")
@@ -170,9 +177,7 @@ class Supervisor:
 
         if process in self._processes:
             raise ValueError(f"process {process} exists")
-        child = Process(
-            self._link, command, self._root.namespace, self._filter, on_started=started, on_exit=exited
-        )
+        child = Process(self._link, command, self._inside, on_started=started, on_exit=exited)
         self._processes[process] = child
         self._by_pid[child.pid] = child.exited
 
@@ -402,8 +407,7 @@ class _World:
             supervisor._loop,
             command,
             outputs,
-            supervisor._root.namespace,
-            supervisor._filter,
+            supervisor._inside,
             on_started=on_started,
         )
 

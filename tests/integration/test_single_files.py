@@ -40,7 +40,7 @@ target = "/srv/made"
 missing = "create-file"
 file_content = "made\\n"
 [mask.secrets]
-paths = ["hidden"]
+paths = ["hidden", "other"]
 """
 PATIENCE = 120.0
 
@@ -79,6 +79,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sandbox(base_image: object, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """One without hardening: what holds here holds against root."""
     project = tmp_path_factory.mktemp("project")
+    (project / "hidden").mkdir()
+    (project / "hidden" / "key").write_text("key\n")
     write_config(project, CONFIG.format(shared=shared, project=project))
     with running(project) as sandbox:
         yield sandbox
@@ -129,6 +131,119 @@ def test_the_sandboxes_writes_come_over(sandbox: Running, shared: Path) -> None:
     assert not list((sandbox.project / ".airlock" / "sandbox").glob("*.kept-*"))
 
 
+def test_a_file_below_a_mask_is_replaced_too(sandbox: Running, shared: Path) -> None:
+    sandbox.sh("cd hidden; echo in place >masked; ls -A; stat -fc %T .")
+    wait_for(shared / "masked", "in place\n")
+    sandbox.sh("cd hidden; sed -i s/in.place/replaced/ masked")
+    wait_for(shared / "masked", "replaced\n")
+    sandbox.sh("echo from another filesystem >/tmp/x; mv /tmp/x hidden/masked")
+    wait_for(shared / "masked", "from another filesystem\n")
+    replace(shared / "masked", "of the host\n")
+    wait_in(sandbox, "hidden/masked", "of the host")
+    assert sandbox.sh("ls -A hidden; rm -f hidden/*") == "masked\n"
+    # What a mask hides is not there, also where it can be written to, and what is written there is not the host's.
+    assert (sandbox.project / "hidden" / "key").read_text() == "key\n"
+    assert [path.name for path in (sandbox.project / "hidden").iterdir()] == ["key"]
+    # Another mask stays as empty as it is.
+    assert b"Read-only file system" in sandbox.exec("touch", "other/x").stderr
+
+
+RENAMES = r"""
+use Errno;
+chdir "/srv/outer/inner" or die;
+sub put { open(my $file, ">", $_[0]) or die; print $file $_[1]; close $file }
+sub told {
+    my ($name, $done) = @_;
+    my ($error) = grep { exists $!{$_} and $!{$_} } keys %!;
+    print "$name ", $done ? "done" : $error, " ", -e "new" ? "there" : "gone", "\n";
+    put("new", "more");
+}
+sub at { my @arguments = @_; syscall(316, @arguments) == 0 }
+my $here = -100;
+put("new", "relative\n");
+told("relative", rename "new", "below");
+told("absolute", rename "/srv/outer/inner/new", "/srv/outer/inner/below");
+open(my $above, "<", "..") or die;
+told("by-descriptors", at($here, "new", fileno($above), "inner/below", 0));
+told("with-a-flag", at($here, "new", $here, "below", 1));
+told("exchanged", at($here, "new", $here, "below", 2));
+told("long-way", rename "./" x 2000 . "new", "below");
+told("too-long-a-way", rename "./" x 2100 . "new", "below");
+told("by-a-wrong-descriptor", at($here, "new", 999, "below", 0));
+told("by-a-wrong-pointer", at($here, "new", $here, 1, 0));
+told("not-there", rename "nothing", "below");
+told("itself", rename "below", "below");
+told("away", rename "below", "elsewhere");
+mkdir "directory";
+told("a-directory", rename "directory", "below");
+symlink "/etc/passwd", "link";
+told("a-symlink", rename "link", "below");
+system "mkfifo", "/tmp/pipe";
+told("a-pipe", rename "/tmp/pipe", "below");
+open(my $large, ">", "large") or die;
+truncate $large, (16 << 20) + 1;
+told("too-large", rename "large", "below");
+told("another-file", rename "new", "unconcerned");
+put("new", "last\n");
+told("last", rename "new", "below");
+unlink "new", "link", "large", "unconcerned";
+rmdir "directory";
+"""
+RENAMED = """
+relative done gone
+absolute done gone
+by-descriptors done gone
+with-a-flag EEXIST there
+exchanged EBUSY there
+long-way done gone
+too-long-a-way ENAMETOOLONG there
+by-a-wrong-descriptor EBADF there
+by-a-wrong-pointer EFAULT there
+not-there ENOENT there
+itself done there
+away EBUSY there
+a-directory ENOTDIR there
+a-symlink EBUSY there
+a-pipe EXDEV there
+too-large EFBIG there
+another-file done gone
+last done gone
+"""
+
+
+def test_a_file_in_a_share_is_replaced_too(sandbox: Running, shared: Path) -> None:
+    inner = shared / "outer" / "inner"
+    sandbox.sh("cd /srv/outer/inner; echo in place >below; sed -i s/in.place/replaced/ below")
+    wait_for(shared / "below", "replaced\n")
+    sandbox.sh("echo from another filesystem >/tmp/x; mv /tmp/x /srv/outer/inner/below; test ! -e /tmp/x")
+    wait_for(shared / "below", "from another filesystem\n")
+    # Both sides go on seeing each other's.
+    replace(shared / "below", "of the host\n")
+    wait_in(sandbox, "/srv/outer/inner/below", "of the host")
+    done = sandbox.exec("perl", "-e", RENAMES)
+    assert done.stdout.decode() == RENAMED.lstrip(), done.stderr
+    wait_for(shared / "below", "last\n")
+    # Of all that, nothing is left in the other directory of the host, and nothing of the file was ever there.
+    assert [(path.name, path.read_text()) for path in inner.iterdir()] == [("below", "")]
+
+
+def test_a_container_has_files_of_its_own_by_that_name(sandbox: Running, shared: Path) -> None:
+    before = (shared / "below").read_text()
+    script = "cd /tmp; mkdir -p root/srv/outer/inner; cd root/srv/outer/inner; echo x >new; mv new below; cat below"
+    assert sandbox.sh(f"unshare -m sh -c '{script}; umount -l /srv/outer; mkdir -p /srv/outer/inner;"
+                      "cd /srv/outer/inner; echo y >new; mv new below; cat below'") == "x\ny\n"  # fmt: skip
+    assert (shared / "below").read_text() == before
+
+
+def test_many_at_once_lose_nothing(sandbox: Running, shared: Path) -> None:
+    script = "for i in 1 2 3 4 5; do echo $0-$i >new-$0; mv new-$0 below || exit 1; done"
+    jobs = f"cd /srv/outer/inner; for j in a b c d; do sh -c '{script}' $j & done; wait; cat below; ls -A"
+    last, *names = sandbox.sh(jobs).split()
+    assert last.endswith("-5")
+    assert names == ["below"]
+    wait_for(shared / "below", f"{last}\n")
+
+
 def test_read_only_holds_against_root_in_the_guest(sandbox: Running, shared: Path) -> None:
     before = (shared / "fixed").read_text()
     done = sandbox.exec("sh", "-c", "echo x >/etc/fixed; rm -f /etc/fixed; mount -o remount,rw,bind /etc/fixed;"
@@ -174,6 +289,37 @@ def test_what_is_written_last_is_there_after_the_end(airlock: Airlock, project: 
     done = airlock("start", "--", "sh", "-c", script, cwd=project)
     assert done.returncode == 0, done.stderr
     assert source.read_text() == "at the end\n"
+
+
+def test_rights_are_those_of_whoever_renames(airlock: Airlock, project: Path, tmp_path: Path) -> None:
+    """Hardened and not root; also by a daemon, which is."""
+    source, other = tmp_path / "settings", tmp_path / "other"
+    source.write_text("first\n")
+    other.write_text("other\n")
+    for name, mode in (("own", 0o777), ("closed", 0o755)):
+        (project / name).mkdir()
+        (project / name).chmod(mode)
+    project.chmod(0o755)
+    write_config(
+        project,
+        'user = "games"\n'
+        f'[mounts.a]\nsource = "{source}"\ntarget = "{project}/own/settings"\n'
+        f'[mounts.b]\nsource = "{other}"\ntarget = "{project}/closed/settings"\n'
+        '[daemons.editor]\nready = { log = "done" }\nrestart = "on-failure"\n'
+        'command = ["sh", "-c", "echo of a daemon >/tmp/x; mv /tmp/x \''
+        + f"{project}/own/settings'; echo done; exec sleep infinity\"]\n",
+    )
+    script = (
+        "cat own/settings; id -un; echo mine >own/new; cp own/new /tmp/new; mv own/new own/settings; cat own/settings;"
+        "mv -f /tmp/new closed/settings || echo refused; cat closed/settings;"
+        "ls own closed; grep Seccomp: /proc/self/status"
+    )
+    done = airlock("start", "--", "sh", "-c", script, cwd=project)
+    assert done.stdout.decode().split("\n") == [
+        "of a daemon", "games", "mine", "refused", "other", "closed:", "settings", "", "own:", "settings",
+        "Seccomp:\t2", "",
+    ], done.stderr  # fmt: skip
+    assert source.read_text() == "mine\n"
 
 
 def test_a_file_that_cannot_be_mounted_stops_the_start(airlock: Airlock, project: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 import pytest
 
 from airlockd import child, process
-from airlockd.process import Command, Process
+from airlockd.process import Command, Inside, Process
 from airlockd.protocol.link import Link
 from airlockd.protocol.loop import Loop
 
@@ -63,7 +63,7 @@ def test_a_command_without_a_process_leaves_nothing(
     if size is not None and (call, number) != ("fork", 1):
         monkeypatch.setattr(process.os, "dup", refuse)
     with pytest.raises(BlockingIOError):
-        Process(link, command(size), -1, b"", on_started=ignore, on_exit=ignore)
+        Process(link, command(size), Inside(-1, b""), on_started=ignore, on_exit=ignore)
     # What the supervisor answers to the call.
     link.refuse([1, 2, 3])
     assert open_files() == before
@@ -77,5 +77,5 @@ def test_a_daemon_without_a_process_leaves_nothing(link: Link, monkeypatch: pyte
     before = open_files()
     monkeypatch.setattr(child.os, "fork", refuse)
     with pytest.raises(BlockingIOError):
-        child.start(link.loop, command(None), (1, 2), -1, b"", on_started=never)
+        child.start(link.loop, command(None), (1, 2), Inside(-1, b""), on_started=never)
     assert open_files() == before

@@ -61,7 +61,7 @@ class Pair:
         self.control = Control(self.loop, ours.detach(), self._on_event, self._closed)
         self.link = Link(self.loop, theirs.detach(), self._serve, self._closed)
         directory = os.open(self.target.parent, os.O_PATH | os.O_DIRECTORY)
-        place = FilePlace(0, directory, "file", bound, read_only, (os.geteuid(), os.getegid()))
+        place = FilePlace(0, directory, "file", bound, read_only, (os.geteuid(), os.getegid()), "/target")
         self.guest = guest.Files(self.link, [place], self.tell)
         self.host = host.Files(self.loop, self.control, project, lambda _level, text: self.notes.append(text))
         self.failures: list[MachineError] = []

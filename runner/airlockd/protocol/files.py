@@ -103,14 +103,15 @@ def replace_file(
         raise
 
 
-def overwrite_file(directory: int, name: str, data: bytes | bytearray) -> None:
-    """Give the file that is there another content in its place. Raises OSError."""
+def overwrite_file(directory: int, name: str, data: bytes | bytearray, *, sync: bool = True) -> None:
+    """Give the file that is there another content in its place, and on the disk with `sync`. Raises OSError."""
     fd, _status = open_file(directory, name, os.O_WRONLY)
     try:
         write_all(fd, data)
         # Last, so that no reader finds it empty.
         os.ftruncate(fd, len(data))
-        os.fsync(fd)
+        if sync:
+            os.fsync(fd)
     finally:
         os.close(fd)
 

@@ -1,0 +1,308 @@
+"""Renames to a single file of the host that lies in a share. The supervisor has one where there is such a file.
+
+It is mounted there, since its content does not belong into that directory of the host; and to what is mounted nothing
+can be renamed: the kernel says EBUSY. Editors do just that. So the processes of such a sandbox ask here before each
+rename (seccomp_unotify(2)). What is renamed to such a file is copied into it and removed; all else the kernel
+does, as if nobody had asked. So whatever goes wrong here before something was changed, the kernel has the last word.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import select
+import socket
+import stat
+import struct
+from typing import TYPE_CHECKING, NamedTuple
+
+from airlockd import linux
+from airlockd.protocol.files import MAX_FILE, overwrite_file, write_all
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from airlockd.protocol.loop import Loop
+    from airlockd.root import FilePlace
+
+_CALLS: dict[str, tuple[int, dict[int, tuple[int | None, int, int | None, int, int | None]]]] = {
+    "x86_64": (0xC000003E, {82: (None, 0, None, 1, None), 264: (0, 1, 2, 3, None), 316: (0, 1, 2, 3, 4)}),
+    "aarch64": (0xC00000B7, {38: (0, 1, 2, 3, None), 276: (0, 1, 2, 3, 4)}),
+}
+"""rename, renameat and renameat2 of each architecture: which arguments are directory and path of both, and flags."""
+
+_LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06
+_ALLOW, _ASK = 0x7FFF0000, 0x7FC00000
+_NUMBER, _ARCHITECTURE = 0, 4
+# linux/seccomp.h
+_RECEIVE, _SEND, _STILL_THERE = 0xC0502100, 0xC0182101, 0x40082102
+_NOTIFICATION, _ANSWER, _GO_ON = struct.Struct("=QIIiIQ6Q"), struct.Struct("=QqiI"), 1
+_PAGE, _PATH_MAX = 4096, 4096
+_AT_FDCWD = -100
+_KERNEL = 255
+"""Exit code of a helper: this is the kernel's to do."""
+
+
+def program(machine: str) -> bytes:
+    """The filter that asks, as classic BPF, for `machine` as uname names it. Raises KeyError."""
+    architecture, calls = _CALLS[machine]
+    numbers = sorted(calls)
+    code = [(_LOAD, 0, 0, _ARCHITECTURE), (_EQUAL, 0, len(numbers) + 1, architecture), (_LOAD, 0, 0, _NUMBER)]
+    code += [(_EQUAL, len(numbers) - index, 0, number) for index, number in enumerate(numbers)]
+    code += [(_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _ASK)]
+    return b"".join(struct.pack("=HBBI", *each) for each in code)
+
+
+class _Asked(NamedTuple):
+    """A rename: who, in which of the kernel's questions, and paths with the directories that they start from."""
+
+    listener: int
+    number: int
+    process: int
+    bases: tuple[str, str]
+    paths: tuple[bytes, bytes]
+
+
+class _Job:
+    """One that is carried out: by a helper, who does as the process would, but for what only airlockd can do."""
+
+    def __init__(self, asked: _Asked, helper: int, data: int, ready: int, go: int) -> None:
+        self.asked, self.helper, self.data, self.ready, self.go = asked, helper, data, ready, go
+        self.problem = 0
+
+
+class Renames:
+    """All of a sandbox. `children` is where the supervisor looks up who wants to hear of a child's end."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        root: str,
+        namespace: int,
+        places: Sequence[FilePlace],
+        children: dict[int, Callable[[int], None]],
+    ) -> None:
+        """`places` have their targets; `root` is where the sandbox's root is for airlockd."""
+        self._loop, self._namespace, self._children = loop, namespace, children
+        self._program = program(linux.MACHINE)
+        self._names = {os.fsencode(place.target.rpartition("/")[2]) for place in places}
+        self._places = {_identity(os.stat(place.name, dir_fd=place.directory)): place for place in places}
+        self._root, self._own = _identity(os.stat(root)), os.fstat(namespace).st_ino
+        self._here, self._there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        loop.on_readable(self._here.fileno(), self._take)
+
+    def ask(self) -> None:
+        """In a child: it and all of its children ask from now on. A kernel that cannot do that has it as it was."""
+        try:
+            listener = linux.seccomp_listener(self._program)
+        except OSError:
+            return
+        socket.send_fds(self._there, [b"\0"], [listener])
+        os.close(listener)
+
+    def _take(self) -> None:
+        _, listeners, _, _ = socket.recv_fds(self._here, 1, 1, socket.MSG_CMSG_CLOEXEC)
+        for fd in listeners:
+            self._loop.on_readable(fd, lambda fd=fd: self._serve(fd))  # type: ignore[misc]
+
+    def _serve(self, listener: int) -> None:
+        poller = select.poll()
+        poller.register(listener, select.POLLIN)
+        if not any(events & select.POLLIN for _, events in poller.poll(0)):
+            # Nobody is left who could ask; receiving would wait for ever.
+            self._loop.forget(listener)
+            os.close(listener)
+            return
+        notification = bytearray(_NOTIFICATION.size)
+        try:
+            fcntl.ioctl(listener, _RECEIVE, notification)
+        except OSError:
+            # It was killed meanwhile.
+            return
+        number, process, _, call, _, _, *arguments = _NOTIFICATION.unpack(notification)
+        try:
+            asked = self._concerned(listener, number, process, call, arguments)
+            if asked is not None:
+                self._carry_out(asked)
+                return
+        except (OSError, OverflowError):
+            pass
+        _answer(listener, number, None)
+
+    def _concerned(
+        self, listener: int, number: int, process: int, call: int, arguments: Sequence[int]
+    ) -> _Asked | None:
+        """What is to be done here, if this concerns one of the files: by its name, which is cheap to see."""
+        old_base, old, new_base, new, flags = _CALLS[linux.MACHINE][1][call]
+        if flags is not None and arguments[flags]:
+            return None
+        memory = os.open(f"/proc/{process}/mem", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            target = _string(memory, arguments[new])
+            if target.rpartition(b"/")[2] not in self._names:
+                return None
+            source = _string(memory, arguments[old])
+        finally:
+            os.close(memory)
+        # The number may be another process's by now.
+        fcntl.ioctl(listener, _STILL_THERE, struct.pack("=Q", number))
+        if (
+            os.stat(f"/proc/{process}/ns/mnt").st_ino != self._own
+            or _identity(os.stat(f"/proc/{process}/root")) != self._root
+        ):
+            # In a container, it means another file by that name.
+            return None
+        bases = [
+            "cwd" if fd == _AT_FDCWD else f"fd/{fd}"
+            for fd in (
+                _AT_FDCWD if each is None else ctypes.c_int(arguments[each] & 0xFFFFFFFF).value
+                for each in (old_base, new_base)
+            )
+        ]
+        return _Asked(listener, number, process, (bases[0], bases[1]), (source, target))
+
+    def _carry_out(self, asked: _Asked) -> None:
+        data = os.memfd_create("renamed", os.MFD_CLOEXEC)
+        ready, there_ready = os.pipe()
+        there_go, go = os.pipe()
+        try:
+            helper = os.fork()
+            if not helper:
+                os.close(go)
+                self._help(asked, data, there_ready, there_go)
+        except OSError:
+            for fd in (data, ready, go):
+                os.close(fd)
+            raise
+        finally:
+            os.close(there_ready)
+            os.close(there_go)
+        job = _Job(asked, helper, data, ready, go)
+        self._loop.on_readable(ready, lambda: self._overwrite(job))
+        self._children[helper] = lambda status: self._done(job, status)
+
+    def _overwrite(self, job: _Job) -> None:
+        """The helper has read the new content, and may do all else that is to be done."""
+        which = os.read(job.ready, 16)
+        self._loop.forget(job.ready)
+        if not which:
+            return
+        device, inode = struct.unpack("=QQ", which)
+        place = self._places[device, inode]
+        try:
+            data = os.pread(job.data, MAX_FILE + 1, 0)
+            # Here, and not in the helper: what the host sends is written by this process too, one after the other.
+            # A rename promises no more than that it is seen; the host gets it in any case.
+            overwrite_file(place.directory, place.name, data, sync=False)
+            os.write(job.go, b"\0")
+        except OSError as error:
+            job.problem = error.errno or errno.EIO
+        os.close(job.go)
+        job.go = -1
+
+    def _done(self, job: _Job, status: int) -> None:
+        self._loop.forget(job.ready)
+        for fd in (job.ready, job.data, job.go):
+            if fd >= 0:
+                os.close(fd)
+        code = os.waitstatus_to_exitcode(status)
+        if job.problem:
+            code = job.problem
+        elif code < 0:
+            code = errno.EINTR
+        _answer(job.asked.listener, job.asked.number, None if code == _KERNEL else code)
+
+    def _help(self, asked: _Asked, data: int, ready: int, go: int) -> None:
+        """In the helper: never returns."""
+        code = _KERNEL
+        try:
+            code = self._as_the_process(asked, data, ready, go)
+        except OSError:
+            pass
+        finally:
+            os._exit(code)
+
+    def _as_the_process(self, asked: _Asked, data: int, ready: int, go: int) -> int:
+        """With its rights, from its directories. Gives the errno, or _KERNEL; raises OSError as long as that holds."""
+        about = f"/proc/{asked.process}"
+        identity = _credentials(linux.read_file(f"{about}/status"))
+        bases = [os.open(f"{about}/{base}", os.O_PATH | os.O_CLOEXEC) for base in asked.bases]
+        linux.setns(self._namespace, linux.CLONE_NEWNS)
+        user, group, groups = identity
+        os.setgroups(groups)
+        os.setresgid(group, group, group)
+        os.setresuid(user, user, user)
+        parents, names = [], []
+        for base, path in zip(bases, asked.paths, strict=True):
+            parent, slash, name = path.rpartition(b"/")
+            flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+            parents.append(os.open(parent + slash or b".", flags, dir_fd=base))
+            names.append(name)
+        target = _identity(os.stat(names[1], dir_fd=parents[1], follow_symlinks=False))
+        source = os.open(
+            names[0], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parents[0]
+        )
+        status = os.fstat(source)
+        if (
+            target not in self._places
+            or _identity(status) in self._places
+            or not stat.S_ISREG(status.st_mode)
+            or not all(
+                os.access(b".", os.W_OK | os.X_OK, dir_fd=parent, effective_ids=True) for parent in parents
+            )
+        ):
+            return _KERNEL
+        if status.st_size > MAX_FILE:
+            return errno.EFBIG
+        # No more room than that: a share has all of it at hand for the host.
+        content = linux.read_all(source, status.st_size + 1)
+        if len(content) != status.st_size:
+            # Somebody is writing to it.
+            return _KERNEL
+        write_all(data, content)
+        os.write(ready, struct.pack("=QQ", *target))
+        if not os.read(go, 1):
+            return errno.EIO
+        try:
+            os.unlink(names[0], dir_fd=parents[0])
+        except OSError as error:
+            return error.errno or errno.EIO
+        return 0
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _string(memory: int, address: int) -> bytes:
+    """A path in the memory of a process. Raises OSError and OverflowError."""
+    found = b""
+    while len(found) < _PATH_MAX:
+        part = os.pread(memory, _PAGE - address % _PAGE, address)
+        text, end, _ = part.partition(b"\0")
+        found += text
+        if end:
+            return found
+        if not part:
+            break
+        address += len(part)
+    raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+
+
+def _credentials(status: bytes) -> tuple[int, int, list[int]]:
+    """User, group and further groups by which files are judged, from /proc/PID/status."""
+    fields = dict(line.split(b":", 1) for line in status.splitlines() if b":" in line)
+    user, group = (int(fields[name].split()[3]) for name in (b"Uid", b"Gid"))
+    return user, group, [int(each) for each in fields[b"Groups"].split()]
+
+
+def _answer(listener: int, number: int, code: int | None) -> None:
+    """This errno, or 0; None has the kernel do it."""
+    flags = _GO_ON if code is None else 0
+    try:
+        fcntl.ioctl(listener, _SEND, _ANSWER.pack(number, 0, -(code or 0), flags))
+    except OSError:
+        # It was killed meanwhile.
+        pass
