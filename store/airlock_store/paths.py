@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from airlock_store.errors import StoreError
+from airlock_store.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

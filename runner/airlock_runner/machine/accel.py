@@ -10,10 +10,11 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from airlock_store.errors import MachineError
+from airlock_store.values import dataclass
 
 NATIVE = {"linux": "kvm", "darwin": "hvf"}
 PROBE_SECONDS = 20.0

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY  # noqa: TC003
 from typing import TYPE_CHECKING
+
+from airlock_store.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
