@@ -5,7 +5,6 @@ The session sends what `asked` gives, and prints what `line` makes of airlockd's
 
 from __future__ import annotations
 
-from graphlib import TopologicalSorter
 from typing import TYPE_CHECKING, Any
 
 from airlock_runner.text import one_line
@@ -19,6 +18,10 @@ if TYPE_CHECKING:
 
 def asked(daemons: Mapping[str, DaemonConfig]) -> list[dict[str, Any]]:
     """These daemons, each after those that it names. `load_config` has seen to it that there is such an order."""
+    if not daemons:
+        return []
+    from graphlib import TopologicalSorter
+
     order = TopologicalSorter({name: each.after for name, each in daemons.items()}).static_order()
     return [_asked(name, daemons[name]) for name in order]
 

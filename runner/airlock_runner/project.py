@@ -10,7 +10,6 @@ import errno
 import fcntl
 import json
 import os
-import shutil
 import stat
 import threading
 import time
@@ -250,6 +249,8 @@ class Project:
 
     def remove(self) -> None:
         """Delete the sandbox with its disk. Raises ProjectError while it runs."""
+        import shutil
+
         _check_directory(self.directory)
         with self.lock("end it first with `airlock stop`"), self._outer() as outer:
             shutil.rmtree(DIRECTORY.name, dir_fd=outer)

@@ -6,15 +6,14 @@ cli.sock.
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 import signal
 import time
 from typing import TYPE_CHECKING, Any
 
 from airlock_runner import daemons, endings, promises
 from airlock_runner.defaults import CommandDefaults, working_directory
-from airlock_runner.files import Files
 from airlock_runner.machine import accel
 from airlock_runner.machine.qemu import find_qemu
 from airlock_runner.net.settle import POWER
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from airlock_runner.control import Control
+    from airlock_runner.files import Files
     from airlock_runner.mounts import Mounts
     from airlock_runner.net.network import Network
     from airlock_runner.start import StartRequest
@@ -142,7 +142,7 @@ class Session:
         arguments = {
             "time": time.time_ns(),
             "hostname": sandbox_name(self._project.root),
-            "machine_id": secrets.token_hex(16),
+            "machine_id": os.urandom(16).hex(),
             "root_key": self._request.image.rootfs_key,
             "new_disk": self._new_disk,
             "disk_size": self._starter.spec.disk.stat().st_size,
@@ -151,7 +151,7 @@ class Session:
         }
         self._configuring = True
         self._control.call(
-            "configure", arguments, self._on_configured, self._on_refused, payload=secrets.token_bytes(64)
+            "configure", arguments, self._on_configured, self._on_refused, payload=os.urandom(64)
         )
 
     def _on_configured(self, _header: Header) -> None:
@@ -196,6 +196,8 @@ class Session:
         if not self._mounts.files:
             self._start_daemons(defaults)
             return
+        from airlock_runner.files import Files
+
         self._files = Files(self._loop, self._control, self._project, self.note)
         self._files.start(self._mounts.files, lambda: self._start_daemons(defaults), self._end)
 

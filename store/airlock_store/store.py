@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import shutil
 import stat
 from contextlib import contextmanager
 from pathlib import Path
@@ -114,6 +113,8 @@ class Store:
         except OSError as error:
             if error.errno not in {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP}:
                 raise
+            import shutil
+
             shutil.copyfile(source / file, target)
         else:
             status = target.lstat()
@@ -288,6 +289,8 @@ def remove_tree(path: Path) -> None:
             child = Path(directory, name)
             if not child.is_symlink():
                 os.chmod(child, 0o700)
+    import shutil
+
     shutil.rmtree(path)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, Any
 
 from airlock_runner.config.files import PROJECT, local_slot, project_slot
@@ -96,6 +95,10 @@ def _order_problems(document: Document) -> list[ConfigError]:
         for index, other in enumerate(others)
         if other not in after
     ]
+    if not after:
+        return problems
+    from graphlib import CycleError, TopologicalSorter
+
     try:
         TopologicalSorter(after).prepare()
     except CycleError as error:

@@ -11,9 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
 import stat
-import tempfile
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -185,6 +183,9 @@ class States:
 
         Raises StateError where the disk has no room for one.
         """
+        import shutil
+        import tempfile
+
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
         free = shutil.disk_usage(self._root).free
         if free < MIN_FREE:
@@ -202,10 +203,12 @@ class States:
                     draft.scratch.mkdir()
                     yield draft
                 finally:
-                    shutil.rmtree(directory, ignore_errors=True)
+                    _remove(directory)
 
     def keep(self, key: str, draft: Draft, ready: dict[str, Any], image: Path) -> None:
         """The draft is complete: give it its name, and make room. Raises OSError."""
+        import shutil
+
         digests = {}
         for path in (draft.ram, draft.device):
             path.chmod(0o600)
@@ -231,7 +234,7 @@ class States:
 
     def drop(self, key: str) -> None:
         """Delete a state; harmless where there is none."""
-        shutil.rmtree(self._root / key, ignore_errors=True)
+        _remove(self._root / key)
 
     def prune(self, keep_images: Collection[Path] = ()) -> int:
         """Delete the states of all images but these, and what killed processes left; gives the bytes that it freed."""
@@ -245,7 +248,7 @@ class States:
                 image = None
             if image is None or image not in keep_images:
                 freed += _size(path)
-                shutil.rmtree(path, ignore_errors=True)
+                _remove(path)
         return freed
 
     def size(self) -> int:
@@ -259,7 +262,7 @@ class States:
                 with _locked(path / "lock") as abandoned:
                     if abandoned:
                         freed += _size(path)
-                        shutil.rmtree(path, ignore_errors=True)
+                        _remove(path)
         return freed
 
     def _make_room(self, newest: str) -> None:
@@ -270,13 +273,20 @@ class States:
                 return
             if path.name != newest and not path.name.startswith(_DRAFT):
                 total -= _size(path)
-                shutil.rmtree(path, ignore_errors=True)
+                _remove(path)
 
     def _directories(self) -> list[Path]:
         try:
             return [path for path in self._root.iterdir() if path.is_dir() and not path.is_symlink()]
         except FileNotFoundError:
             return []
+
+
+def _remove(path: Path) -> None:
+    """As much of a tree as can be removed. Who finds a state does without what this imports."""
+    import shutil
+
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def state_key(image: Image, spec: MachineSpec) -> str:

@@ -9,11 +9,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -93,6 +91,8 @@ class Helper:
 
     def __init__(self, daemon: Daemon, source: Path, prepare: Callable[[], None] | None) -> None:
         """Start it; `prepare` runs in the child before it is executed. Raises MachineError."""
+        import tempfile
+
         with (
             tempfile.TemporaryDirectory(prefix="airlock-") as directory,
             socket.socket(socket.AF_UNIX) as listener,
@@ -142,6 +142,8 @@ class Helper:
 
 
 def _candidates() -> list[Path]:
+    import shutil
+
     found = [Path(program)] if (program := shutil.which("virtiofsd")) else []
     for directory in _DESCRIPTIONS:
         for description in sorted(directory.glob("*.json")):
