@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from airlock_store.errors import StoreError
+from airlock_store.places import user_path
 from airlock_store.values import dataclass
 
 if TYPE_CHECKING:
@@ -45,9 +46,7 @@ def default_root(environ: Mapping[str, str]) -> Path:
             return Path(chosen).expanduser().absolute()
         except RuntimeError as error:
             raise StoreError(f"AIRLOCK_STORE: {chosen!r}: there is no such user") from error
-    import platformdirs
-
-    return platformdirs.user_data_path("airlock", appauthor=False) / "store"
+    return user_path("data") / "store"
 
 
 def sanitise(name: str) -> str:

@@ -6,7 +6,6 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-import platformdirs
 import pytest
 
 from airlock_runner import boot, probe
@@ -54,7 +53,7 @@ signal.pause()
 @pytest.fixture
 def qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The stand-in, on a host with something that looks like KVM and an empty cache."""
-    monkeypatch.setattr(platformdirs, "user_cache_dir", lambda _name: str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(accel, "_obstacle", lambda _native, _arch: "")
     monkeypatch.setattr(accel, "PROBE_SECONDS", 60.0)

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from airlock_store.errors import MachineError
+from airlock_store.places import user_path
 from airlock_store.values import dataclass
 
 NATIVE = {"linux": "kvm", "darwin": "hvf"}
@@ -97,9 +98,7 @@ def _obstacle(native: str, arch: str) -> str:
 
 
 def _verdict_file() -> Path:
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("airlock"), "accelerator.json")
+    return user_path("cache") / "accelerator.json"
 
 
 def _host(qemu: Path) -> str:
