@@ -11,7 +11,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from airlockd import linux
-from airlockd.process import Command, Inside, SpawnError, become, pipes
+from airlockd.process import REPORT, Command, Inside, SpawnError, become, pipes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -111,7 +111,7 @@ def start(
     os.set_blocking(read, False)
 
     def told() -> None:
-        report = os.read(read, 256)
+        report = os.read(read, REPORT)
         loop.forget(read)
         os.close(read)
         number, _, stage = report.decode(errors="replace").partition(" ")

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 POSIX_SHELLS = {"sh", "ash", "bash", "dash", "ksh", "mksh", "zsh"}
 PIPE_SIZE = 256 * 1024
+REPORT = 1024
+"""Bytes of what a child says of its failure, at most."""
 
 
 class SpawnError(Exception):
@@ -139,13 +141,13 @@ class Process:
 
     def _started_or_not(self) -> None:
         try:
-            report = os.read(self._failure, 256)
+            report = os.read(self._failure, REPORT)
         except BlockingIOError:
             return
         self._link.loop.forget(self._failure)
         os.close(self._failure)
         if report:
-            number, stage = report.decode().split(" ", 1)
+            number, stage = report.decode(errors="replace").split(" ", 1)
             self._on_started(SpawnError(int(number), stage))
         else:
             self._on_started(None)
@@ -231,17 +233,17 @@ def become(command: Command, stdio: Sequence[int], failure: int, inside: Inside)
             harden.apply(inside.filter_program)
         stage = "user"
         user.become(account)
-        stage = "chdir"
+        stage = f"{command.cwd}: chdir" if len(command.cwd) <= 150 else f"{command.cwd[:150]}…: chdir"
         os.chdir(command.cwd)
         stage = "exec"
         argv = login_argv(account.shell, command.argv) if command.login else command.argv
         _execute(argv, environment)
     except LookupError as error:
-        os.write(failure, f"0 {error}".encode()[:200])
+        _report(failure, 0, str(error))
     except OSError as error:
-        os.write(failure, f"{error.errno or errno.EIO} {stage}".encode())
+        _report(failure, error.errno or errno.EIO, stage)
     except BaseException as error:
-        os.write(failure, f"{errno.EIO} {stage}: {error}".encode()[:200])
+        _report(failure, errno.EIO, f"{stage}: {error}"[:200])
     finally:
         os._exit(127)
 
@@ -270,6 +272,11 @@ def _execute(argv: Sequence[str], env: dict[str, str]) -> None:
         except OSError as error:
             denied = error
     raise denied or FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+
+
+def _report(failure: int, number: int, stage: str) -> None:
+    """Say why there will be no command. Names of directories may be any bytes."""
+    os.write(failure, f"{number} {stage}".encode(errors="replace")[:REPORT])
 
 
 def _write(path: str, text: str) -> None:

@@ -60,7 +60,13 @@ def test_directory_and_environment(airlock: Airlock, sandbox: Running) -> None:
 def test_a_directory_that_is_not_there(airlock: Airlock, sandbox: Running) -> None:
     done = airlock("exec", "-w", "/nowhere", "true", cwd=sandbox.project)
     assert done.returncode == 126
-    assert b"chdir: No such file or directory" in done.stderr
+    assert b"airlock: true: /nowhere: chdir: No such file or directory" in done.stderr
+    # However long it is, and wherever its name would be cut.
+    for name in ("é" * 120, "xé" + "é" * 119, "\udcff" * 250):
+        done = airlock("exec", "-w", f"/{name}", "true", cwd=sandbox.project)
+        assert done.returncode == 126
+        assert done.stderr.startswith(b"airlock: true: /")
+    assert sandbox.sh("echo alive") == "alive\n"
 
 
 def test_several_at_once_keep_their_output_apart(sandbox: Running) -> None:
