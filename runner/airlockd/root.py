@@ -7,6 +7,7 @@ namespaces, which rootless containers need.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -272,7 +273,12 @@ class Root:
         self._mounts.append(f"{SANDBOX}{target}")
 
     def _make_file(self, name: str, parent: int) -> None:
-        os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=parent))
+        try:
+            os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=parent))
+        except FileExistsError:
+            if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)) from None
+            raise OSError(errno.ELOOP, "it is a symlink that leads nowhere") from None
         self._give_away(name, parent)
 
     def _make_directory(self, name: str, parent: int) -> None:

@@ -151,6 +151,13 @@ def test_what_is_in_the_way_is_told_with_its_place(airlock: Airlock, project: Pa
     assert done.returncode == 1
     said = f"Error: the sandbox could not be set up: cache at {project}/file: Not a directory\n"
     assert done.stderr.decode().endswith(said)
+    (project / "directory").mkdir()
+    (project / "link").symlink_to("/nowhere")
+    for name, why in (("directory", "Is a directory"), ("link", "it is a symlink that leads nowhere")):
+        write_config(project, f'[mounts.f]\nsource = "file"\ntarget = "{project}/{name}"')
+        done = airlock("start", "--", "true", cwd=project)
+        assert done.returncode == 1
+        assert done.stderr.decode().endswith(f"set up: file at {project}/{name}: {why}\n")
 
 
 def test_a_missing_source_stops_the_start_or_not(airlock: Airlock, project: Path) -> None:
