@@ -40,7 +40,7 @@ def argv(**changes: object) -> list[str]:
     [
         ({}, ("-machine", "q35,usb=off,sata=off,smbus=off,vmport=off")),
         ({}, ("-accel", "tcg,thread=multi")),
-        ({}, ("-cpu", "max,-erms,-fsrm")),
+        ({}, ("-cpu", "max,-erms,-fsrm,-smap,-pku")),
         ({}, ("-smp", "2")),
         ({"cpus": 1}, ("-smp", "1,maxcpus=2")),
         ({"cpus": 1, "accelerator": "kvm"}, ("-smp", "1")),
