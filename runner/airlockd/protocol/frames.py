@@ -128,7 +128,11 @@ def _parse(text: bytes) -> Header:
         # Depth first: the C scanner recurses per bracket, and a hostile header could exhaust the stack.
         if text.count(b"{") + text.count(b"[") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
             raise ProtocolError("header is nested too deeply")
-        header = _decode_json(text.decode("utf-8", "surrogateescape"))
+        characters = text.decode("utf-8", "surrogateescape")
+        # Not `decode`, which looks for blanks around it, where no airlock writes any: two searches for each header.
+        header, end = _decode_json(characters)
+        if end != len(characters):
+            raise ProtocolError("header is not JSON: something follows it")
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"header is not JSON: {error}") from None
     if not isinstance(header, dict) or not isinstance(header.get("t"), str):
@@ -162,4 +166,4 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not allowed")
 
 
-_decode_json = json.JSONDecoder(parse_constant=_refuse_constant).decode
+_decode_json = json.JSONDecoder(parse_constant=_refuse_constant).raw_decode
