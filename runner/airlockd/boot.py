@@ -39,13 +39,6 @@ def mount_kernel_filesystems() -> None:
     controllers = Path("/sys/fs/cgroup/cgroup.controllers").read_text().split()
     enable = " ".join(f"+{name}" for name in controllers)
     Path("/sys/fs/cgroup/cgroup.subtree_control").write_text(enable)
-    # The first group with each controller, and the first with a limit of processor time, switch parts of the kernel
-    # over by patching its code. Done here, no other CPU is in that code. In a machine at work, without an accelerator,
-    # QEMU 7.2 had one go on with an instruction that was half patched: "Oops: int3" in the page allocator.
-    group = Path("/sys/fs/cgroup/airlock")
-    group.mkdir()
-    if (group / "cpu.max").exists():
-        (group / "cpu.max").write_text("100000 100000")
 
 
 def let_it_rest() -> None:

@@ -12,7 +12,7 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from airlockd import boot, daemons, disk, entropy, harden, identity, kernelcheck, linux, memory
+from airlockd import boot, daemons, disk, entropy, harden, identity, kernelcheck, linux, memory, switches
 from airlockd.layout import expand
 from airlockd.net.process import NetworkProcess
 from airlockd.net.process import start as start_network
@@ -43,6 +43,7 @@ def main() -> NoReturn:
         linux.set_name("airlockd")
         _protect()
         boot.load_modules()
+        switches.switch_over()
         boot.open_devices()
         linux.loopback_up()
         boot.mount_image(_parameter("airlock.rootfs") or "ext4")

@@ -372,3 +372,20 @@ def test_podman_for_an_ordinary_user_and_for_root(airlock: Airlock, tmp_path: Pa
     done = airlock("start", "-q", "--", "sh", "-euc", PODMAN_AS_ROOT, cwd=tmp_path)
     said = done.stdout.decode().split()
     assert said == [str(64 << 20), "50000", "100000", "20", "dd", "137", "ext4"], done.stderr.decode()
+
+
+def test_packet_filters_that_come_and_go_while_another_cpu_has_packets_panic_nothing(
+    airlock: Airlock, project: Path
+) -> None:
+    """The kernel's code is patched for the first filter and for the last; under TCG that went wrong within seconds."""
+    write_project(project, NO_DAEMON, "docker", "harden = false")
+    packets = (
+        'perl -e \'use IO::Socket; my $s = IO::Socket::INET->new(Proto => "udp", PeerAddr => "127.0.0.1:9");'
+    )
+    packets += " send $s, 1, 0 while 1' &"
+    # Each network namespace goes with its filters.
+    script = (
+        f"{packets} for n in $(seq 60); do unshare -n iptables -w -A INPUT -j ACCEPT; done; echo survived"
+    )
+    done = airlock("start", "--", "sh", "-ec", script, cwd=project)
+    assert (done.returncode, done.stdout) == (0, b"survived\n"), done.stderr
