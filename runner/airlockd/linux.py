@@ -17,14 +17,15 @@ PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, _PR_SET_NAME = 24, 38, 22,
 SECCOMP_MODE_FILTER = 2
 _SECCOMP_SET_MODE_FILTER, _NEW_LISTENER, _WAIT_KILLABLE = 1, 0x8, 0x20
 _RLIMIT_NOFILE = 7
+_CAPABILITIES_3 = 0x20080522
 IN_CREATE = 0x100
 RESOLVE_IN_ROOT = 0x10
 _AF_INET, _SOCK_DGRAM, _SIOCSIFFLAGS, _IFF_UP = 2, 2, 0x8914, 1
 
 MACHINE = os.uname().machine
 _SYSCALLS = {
-    "x86_64": {"finit_module": 313, "openat2": 437, "bpf": 321, "seccomp": 317},
-    "aarch64": {"finit_module": 273, "openat2": 437, "bpf": 280, "seccomp": 277},
+    "x86_64": {"finit_module": 313, "openat2": 437, "bpf": 321, "seccomp": 317, "capset": 126},
+    "aarch64": {"finit_module": 273, "openat2": 437, "bpf": 280, "seccomp": 277, "capset": 91},
 }
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -82,6 +83,15 @@ def setns(fd: int, kind: int) -> None:
 def prctl(option: int, argument: int, extra: object = 0) -> None:
     """prctl(2) with one or two arguments."""
     _check(_libc.prctl(option, ctypes.c_ulong(argument), extra, 0, 0), f"prctl {option}")
+
+
+def limit_capabilities(mask: int) -> None:
+    """capset(2): this process has these capabilities (1 << number) and no others, from those that it has."""
+    low, high = mask & 0xFFFFFFFF, mask >> 32
+    data = struct.pack("=6I", low, low, 0, high, high, 0)
+    _check(
+        _libc.syscall(_SYSCALLS[MACHINE]["capset"], struct.pack("=Ii", _CAPABILITIES_3, 0), data), "capset"
+    )
 
 
 def set_name(name: str) -> None:

@@ -230,10 +230,13 @@ class Renames:
         identity = _credentials(linux.read_file(f"{about}/status"))
         bases = [os.open(f"{about}/{base}", os.O_PATH | os.O_CLOEXEC) for base in asked.bases]
         linux.setns(self._namespace, linux.CLONE_NEWNS)
-        user, group, groups = identity
+        user, group, groups, capabilities = identity
         os.setgroups(groups)
         os.setresgid(group, group, group)
         os.setresuid(user, user, user)
+        if not user:
+            # Root need not be almighty. (Others have none by now. What Landlock forbids a process cannot be seen.)
+            linux.limit_capabilities(capabilities)
         parents, names = [], []
         for base, path in zip(bases, asked.paths, strict=True):
             parent, slash, name = path.rpartition(b"/")
@@ -291,11 +294,11 @@ def _string(memory: int, address: int) -> bytes:
     raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
 
 
-def _credentials(status: bytes) -> tuple[int, int, list[int]]:
-    """User, group and further groups by which files are judged, from /proc/PID/status."""
+def _credentials(status: bytes) -> tuple[int, int, list[int], int]:
+    """User, group, further groups and capabilities by which files are judged, from /proc/PID/status."""
     fields = dict(line.split(b":", 1) for line in status.splitlines() if b":" in line)
     user, group = (int(fields[name].split()[3]) for name in (b"Uid", b"Gid"))
-    return user, group, [int(each) for each in fields[b"Groups"].split()]
+    return user, group, [int(each) for each in fields[b"Groups"].split()], int(fields[b"CapEff"], 16)
 
 
 def _answer(listener: int, number: int, code: int | None) -> None:

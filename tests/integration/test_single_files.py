@@ -227,6 +227,22 @@ def test_a_file_in_a_share_is_replaced_too(sandbox: Running, shared: Path) -> No
     assert [(path.name, path.read_text()) for path in inner.iterdir()] == [("below", "")]
 
 
+def test_a_root_without_capabilities_has_no_more_rights_for_a_rename(sandbox: Running, shared: Path) -> None:
+    before = (shared / "below").read_text()
+    try:
+        os.chown(shared / "outer" / "inner", 12345, 12345)
+        assert sandbox.sh("echo x >/tmp/new; stat -c %u /srv/outer/inner") == "12345\n"
+        lose = (
+            "setpriv --bounding-set=-dac_override,-dac_read_search --inh-caps=-dac_override,-dac_read_search"
+        )
+        done = sandbox.exec(*lose.split(), "mv", "-f", "/tmp/new", "/srv/outer/inner/below")
+        assert done.returncode == 1, done.stderr
+        assert sandbox.sh("cat /tmp/new") == "x\n"
+    finally:
+        os.chown(shared / "outer" / "inner", 0, 0)
+    assert (shared / "below").read_text() == before
+
+
 def test_a_container_has_files_of_its_own_by_that_name(sandbox: Running, shared: Path) -> None:
     before = (shared / "below").read_text()
     script = "cd /tmp; mkdir -p root/srv/outer/inner; cd root/srv/outer/inner; echo x >new; mv new below; cat below"

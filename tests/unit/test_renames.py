@@ -59,5 +59,5 @@ def test_a_wild_address_is_an_error_and_no_more(address: int) -> None:
 
 
 def test_rights_are_those_by_which_files_are_judged() -> None:
-    status = b"Name:\tx: y\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nGroups:\t9 10 \nVmPeak:\t1 kB\n"
-    assert renames._credentials(status) == (4, 8, [9, 10])
+    status = b"Name:\tx: y\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nGroups:\t9 10 \nCapEff:\t000001ffFFffffff\nV:\t1 kB\n"
+    assert renames._credentials(status) == (4, 8, [9, 10], (1 << 41) - 1)
