@@ -352,6 +352,16 @@ def test_show_tells_each_value_with_its_place(
     )
 
 
+def test_show_has_no_entries_that_are_none(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A null says nothing; and of two ways to be ready that nobody named none is shown as what holds."""
+    put(root / "airlock.yaml", "mounts: {m: null}\ndaemons: {d: {command: [x]}}\n")
+    assert run(["config", "show"]) == 0
+    shown = capsys.readouterr().out
+    assert "mounts" not in shown
+    assert "ready]" not in shown
+    assert 'command = [\n    "x",  # airlock.yaml:2\n]' in shown
+
+
 def test_show_as_json_has_every_setting_once(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     local = put(root / "airlock.local.toml", "[disk]\nsize = '1 GB'\n")
     assert run(["config", "show", "--json"]) == 0

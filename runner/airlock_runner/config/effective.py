@@ -46,8 +46,9 @@ def _walk(
             count = len(value) if isinstance(value, list) else 0
             elements = tuple(document.at((*here, index)) for index in range(count))
             yield Setting(here, value, document.at(here), elements=elements)
-        elif named:
-            yield Setting(here, None, None, each.get("$comment", ""))
+        elif named and "$comment" in each:
+            yield Setting(here, None, None, each["$comment"])
     for key, each in keys.items():
-        if key not in plain:
+        # A null is no entry.
+        if key not in plain and (named or table.get(key) is not None):
             yield from _walk(each, table.get(key) or {}, (*place, key), document)
