@@ -79,17 +79,13 @@ class Renames:
     def __init__(
         self,
         loop: Loop,
-        root: str,
-        namespace: int,
         places: Sequence[FilePlace],
         children: dict[int, Callable[[int], None]],
     ) -> None:
-        """`places` have their targets; `root` is where the sandbox's root is for airlockd."""
-        self._loop, self._namespace, self._children = loop, namespace, children
+        self._loop, self._children = loop, children
         self._program = program(linux.MACHINE)
         self._names = {os.fsencode(place.target.rpartition("/")[2]) for place in places}
         self._places = {_identity(os.stat(place.name, dir_fd=place.directory)): place for place in places}
-        self._root, self._own = _identity(os.stat(root)), os.fstat(namespace).st_ino
         self._here, self._there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         loop.on_readable(self._here.fileno(), self._take)
 
@@ -148,12 +144,6 @@ class Renames:
             os.close(memory)
         # The number may be another process's by now.
         fcntl.ioctl(listener, _STILL_THERE, struct.pack("=Q", number))
-        if (
-            os.stat(f"/proc/{process}/ns/mnt").st_ino != self._own
-            or _identity(os.stat(f"/proc/{process}/root")) != self._root
-        ):
-            # In a container, it means another file by that name.
-            return None
         bases = [
             "cwd" if fd == _AT_FDCWD else f"fd/{fd}"
             for fd in (
@@ -228,8 +218,14 @@ class Renames:
         """With its rights, from its directories. Gives the errno, or _KERNEL; raises OSError as long as that holds."""
         about = f"/proc/{asked.process}"
         identity = _credentials(linux.read_file(f"{about}/status"))
+        if os.stat(f"{about}/ns/user").st_ino != os.stat("/proc/self/ns/user").st_ino:
+            # What it may do as root of a user namespace it may do there.
+            identity = (*identity[:3], 0)
         bases = [os.open(f"{about}/{base}", os.O_PATH | os.O_CLOEXEC) for base in asked.bases]
-        linux.setns(self._namespace, linux.CLONE_NEWNS)
+        root = os.open(f"{about}/root", os.O_PATH | os.O_CLOEXEC)
+        linux.setns(os.open(f"{about}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC), linux.CLONE_NEWNS)
+        os.fchdir(root)
+        os.chroot(".")
         user, group, groups, capabilities = identity
         os.setgroups(groups)
         os.setresgid(group, group, group)

@@ -142,7 +142,7 @@ class Supervisor:
         if in_shares:
             from airlockd.renames import Renames
 
-            renames = Renames(self._loop, SANDBOX, self._root.namespace, in_shares, self._by_pid)
+            renames = Renames(self._loop, in_shares, self._by_pid)
             self._inside = self._inside._replace(ask=renames.ask)
         helper = disk.empty(TRASH)
         if helper is not None:

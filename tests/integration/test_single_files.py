@@ -251,6 +251,27 @@ def test_a_container_has_files_of_its_own_by_that_name(sandbox: Running, shared:
     assert (shared / "below").read_text() == before
 
 
+def test_a_container_with_the_same_directory_replaces_it_too(sandbox: Running, shared: Path) -> None:
+    """Another mount namespace, with another root."""
+    script = "cd /mnt; echo of a container >/etc/new; mv /etc/new below; cat below; echo /srv >name; mv name /mnt/below"
+    new_root = (
+        "mkdir -p /tmp/r; mount --rbind / /tmp/r; mount --rbind /srv/outer/inner /tmp/r/mnt; umount -l /srv/outer;"
+        f"exec chroot /tmp/r sh -c '{script}'"
+    )
+    assert sandbox.exec("unshare", "-m", "sh", "-c", new_root).stdout == b"of a container\n"
+    wait_for(shared / "below", "/srv\n")
+    assert sandbox.sh("ls -A /srv/outer/inner") == "below\n"
+
+
+def test_root_of_a_user_namespace_has_no_rights_over_others_files(sandbox: Running, shared: Path) -> None:
+    before = (shared / "below").read_text()
+    sandbox.sh("echo x >/tmp/theirs; chown games /tmp/theirs; chmod 600 /tmp/theirs")
+    done = sandbox.exec("unshare", "-U", "-r", "mv", "-f", "/tmp/theirs", "/srv/outer/inner/below")
+    assert done.returncode == 1, done.stderr
+    assert sandbox.sh("cat /tmp/theirs") == "x\n"
+    assert (shared / "below").read_text() == before
+
+
 def test_many_at_once_lose_nothing(sandbox: Running, shared: Path) -> None:
     script = "for i in 1 2 3 4 5; do echo $0-$i >new-$0; mv new-$0 below || exit 1; done"
     jobs = f"cd /srv/outer/inner; for j in a b c d; do sh -c '{script}' $j & done; wait; cat below; ls -A"
