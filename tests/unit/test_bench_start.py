@@ -50,3 +50,9 @@ def test_a_goal_holds_whatever_the_baseline_is(bench: ModuleType, capsys: pytest
 
 def test_the_baseline_in_the_repository_has_all_ratios(bench: ModuleType) -> None:
     assert json.loads(bench.BASELINE.read_text()).keys() == {"warm start", "cold start", "exec", bench.TEN}
+
+
+def test_what_ten_take_at_least(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "PROCESSORS", 2)
+    medians = {"warm start": bench.Cost(0.5, 0.4), bench.CROWD: bench.Cost(0.6, 1.0)}
+    assert "one alone makes it 4.0, and that of one of 2 at once 5.0" in bench.bounds(medians)
