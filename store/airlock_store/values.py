@@ -1,6 +1,6 @@
-"""`dataclass` as the standard library has it, for a twentieth of what it costs to define a class.
+"""`dataclass` as the standard library has it, for a tenth of what it costs to define a class.
 
-Everything that `airlock start` imports defines some fifty of them, and the standard library compiles six methods for
+What `airlock start` imports defines nearly eighty of them, and the standard library compiles six methods for
 each: that was a third of all imports. Here methods are closures, which takes longer when a value is made, and nobody
 makes many. Type checkers see the original, and what is out of the ordinary is left to it.
 """
