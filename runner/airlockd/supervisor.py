@@ -315,7 +315,9 @@ class Supervisor:
             left = linux.read_file(_CHILDREN)
         except FileNotFoundError:
             return False
-        return self._network is not None and left.split() == [b"%d" % self._network.pid]
+        network = self._network
+        # Its number may be another's once it has ended.
+        return network is not None and network.pid in self._by_pid and left.split() == [b"%d" % network.pid]
 
     def _signal_everyone(self, number: signal.Signals) -> None:
         try:

@@ -47,19 +47,24 @@ def _hook_packets() -> None:
     """
     here = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
+        _netlink().close()
         linux.unshare(_CLONE_NEWNET)
         try:
             _kept.append(os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
-            with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as netlink:
+            with _netlink() as netlink:
                 for family in (_INET, _BRIDGE):
                     netlink.send(chains(family))
         finally:
             linux.setns(here, _CLONE_NEWNET)
     except OSError:
-        # A kernel without network namespaces, or without nf_tables.
+        # A kernel without netfilter, or without network namespaces.
         pass
     finally:
         os.close(here)
+
+
+def _netlink() -> socket.socket:
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
 
 
 def chains(family: int) -> bytes:
