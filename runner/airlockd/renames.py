@@ -208,6 +208,8 @@ class Renames:
         """In the helper: never returns."""
         code = _KERNEL
         try:
+            # A path may lead through /proc/self/fd, which is here what the helper has open.
+            _close_all_but(data, ready, go)
             code = self._as_the_process(asked, data, ready, go)
         except OSError:
             pass
@@ -269,6 +271,15 @@ class Renames:
         except OSError as error:
             return error.errno or errno.EIO
         return 0
+
+
+def _close_all_but(*kept: int) -> None:
+    """Of the descriptors above standard error."""
+    start = 3
+    for fd in sorted(kept):
+        os.closerange(start, fd)
+        start = fd + 1
+    os.closerange(start, os.sysconf("SC_OPEN_MAX"))
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

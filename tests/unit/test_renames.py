@@ -61,3 +61,21 @@ def test_a_wild_address_is_an_error_and_no_more(address: int) -> None:
 def test_rights_are_those_by_which_files_are_judged() -> None:
     status = b"Name:\tx: y\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nGroups:\t9 10 \nCapEff:\t000001ffFFffffff\nV:\t1 kB\n"
     assert renames._credentials(status) == (4, 8, [9, 10], (1 << 41) - 1)
+
+
+def test_who_renames_for_another_has_nothing_else_open() -> None:
+    """Its /proc/self/fd is part of the other's paths."""
+    opened = [os.open("/", os.O_RDONLY) for _ in range(5)]
+    kept = opened[1], opened[3]
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        renames._close_all_but(*kept, write)
+        # A directory that is listed is open itself.
+        left = {int(name) for name in os.listdir("/proc/self/fd")} - {0, 1, 2, *kept, write}
+        os.write(write, b"%d" % len([fd for fd in left if os.path.exists(f"/proc/self/fd/{fd}")]))
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(read, 10) == b"0"
+    for fd in (*opened, read, write):
+        os.close(fd)
