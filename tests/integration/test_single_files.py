@@ -263,6 +263,18 @@ def test_a_container_with_the_same_directory_replaces_it_too(sandbox: Running, s
     assert sandbox.sh("ls -A /srv/outer/inner") == "below\n"
 
 
+def test_who_renamed_and_is_gone_leaves_nothing(sandbox: Running) -> None:
+    script = "cd /srv/outer/inner; echo x >new; mv new below; ls /proc/1/fd | wc -l"
+    before = sandbox.sh(script)
+    for _ in range(5):
+        sandbox.sh(
+            "echo x >/tmp/x; (mv /tmp/x /srv/outer/inner/below & mv /tmp/nothing /tmp/else & wait) 2>/dev/null"
+        )
+    # Killed while it asks, too.
+    sandbox.sh("for i in $(seq 10); do timeout -s KILL 0.0$i mv /etc/nothing below; done; true")
+    assert sandbox.sh(script) == before
+
+
 def test_root_of_a_user_namespace_has_no_rights_over_others_files(sandbox: Running, shared: Path) -> None:
     before = (shared / "below").read_text()
     sandbox.sh("echo x >/tmp/theirs; chown games /tmp/theirs; chmod 600 /tmp/theirs")
