@@ -142,8 +142,6 @@ class Renames:
             source = _string(memory, arguments[old])
         finally:
             os.close(memory)
-        # The number may be another process's by now.
-        fcntl.ioctl(listener, _STILL_THERE, struct.pack("=Q", number))
         bases = [
             "cwd" if fd == _AT_FDCWD else f"fd/{fd}"
             for fd in (
@@ -182,7 +180,7 @@ class Renames:
         device, inode = struct.unpack("=QQ", which)
         place = self._places[device, inode]
         try:
-            data = os.pread(job.data, MAX_FILE + 1, 0)
+            data = os.pread(job.data, os.fstat(job.data).st_size, 0)
             # Here, and not in the helper: what the host sends is written by this process too, one after the other.
             # A rename promises no more than that it is seen; the host gets it in any case.
             overwrite_file(place.directory, place.name, data, sync=False)
@@ -225,7 +223,10 @@ class Renames:
             identity = (*identity[:3], 0)
         bases = [os.open(f"{about}/{base}", os.O_PATH | os.O_CLOEXEC) for base in asked.bases]
         root = os.open(f"{about}/root", os.O_PATH | os.O_CLOEXEC)
-        linux.setns(os.open(f"{about}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC), linux.CLONE_NEWNS)
+        namespace = os.open(f"{about}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        # All of this was of the process that asks, and not of the next one by its number.
+        _require(asked.listener, asked.number)
+        linux.setns(namespace, linux.CLONE_NEWNS)
         os.fchdir(root)
         os.chroot(".")
         user, group, groups, capabilities = identity
@@ -306,6 +307,11 @@ def _credentials(status: bytes) -> tuple[int, int, list[int], int]:
     fields = dict(line.split(b":", 1) for line in status.splitlines() if b":" in line)
     user, group = (int(fields[name].split()[3]) for name in (b"Uid", b"Gid"))
     return user, group, [int(each) for each in fields[b"Groups"].split()], int(fields[b"CapEff"], 16)
+
+
+def _require(listener: int, number: int) -> None:
+    """Raises OSError where whoever asked this is there no more."""
+    fcntl.ioctl(listener, _STILL_THERE, struct.pack("=Q", number))
 
 
 def _answer(listener: int, number: int, code: int | None) -> None:
