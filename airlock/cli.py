@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,7 +16,6 @@ import click
 from airlock import __version__
 from airlock.commands import ALIASES, COMMANDS, root_help
 from airlock.failure import explain
-from airlock_store.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

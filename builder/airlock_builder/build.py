@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,6 @@ from airlock_builder.recipe import load_recipe
 from airlock_builder.step import Reporter
 from airlock_builder.tools import SEARCH_PATH
 from airlock_store.errors import BuildError, ConfigError
-from airlock_store.values import dataclass
 
 if TYPE_CHECKING:
     from airlock_builder.recipe import LoadedRecipe

@@ -5,11 +5,10 @@ Called by build and `airlock kernel`. All data is in `kernel-configs/`: features
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from airlock_store.errors import ConfigError, Location
-from airlock_store.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from airlock_store.errors import ConfigError, Location
-from airlock_store.places import user_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,10 +49,12 @@ def resolve(ref: str, base: Path, at: Location | None) -> Path:
 
 def recipe_directories() -> Iterator[Path]:
     """The directories that names are looked for in, in that order; not all of them exist."""
+    import platformdirs
+
     for directory in os.environ.get("AIRLOCK_RECIPES", "").split(":"):
         if directory:
             yield Path(directory).expanduser().absolute()
-    yield user_path("config") / "recipes"
+    yield platformdirs.user_config_path("airlock", appauthor=False) / "recipes"
     yield shipped("recipes")
 
 

@@ -8,6 +8,7 @@ kernel package ─► kernel ─► initrd ─┘          (or: kernel source �
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airlock_builder.kernel.dotconfig import canonical
@@ -16,7 +17,6 @@ from airlock_builder.kernel.wanted import KernelRequest, Override
 from airlock_builder.step import Step
 from airlock_store.errors import ConfigError
 from airlock_store.services import brought
-from airlock_store.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

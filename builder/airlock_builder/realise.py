@@ -6,12 +6,12 @@ A step that the store has is not looked behind: its inputs may be gone.
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from airlock_builder.step import Reporter, Step, Work
 from airlock_store.errors import BuildError
-from airlock_store.values import dataclass
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import stat
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +19,6 @@ from airlock_store.errors import ConfigError, Location
 from airlock_store.services import Bind, Daemon, lay
 from airlock_store.settings import check_name
 from airlock_store.sizes import MIB, parse_size
-from airlock_store.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

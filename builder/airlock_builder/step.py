@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import field
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from airlock_store.paths import KEY_LENGTH
-from airlock_store.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

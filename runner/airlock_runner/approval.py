@@ -19,7 +19,6 @@ from airlock_runner.config.files import local_slot, project_slot, read_config
 from airlock_runner.project import Project
 from airlock_runner.text import one_line
 from airlock_store.errors import AirlockError, ConfigError
-from airlock_store.places import user_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -154,8 +153,10 @@ def _forget(root: Path) -> None:
 
 
 def _record(root: Path) -> Path:
+    import platformdirs
+
     name = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:32]
-    return user_path("state") / "agreed" / f"{name}.json"
+    return platformdirs.user_state_path("airlock", appauthor=False) / "agreed" / f"{name}.json"
 
 
 def _leaves(value: Mapping[str, Any], place: tuple[str, ...]) -> Iterator[tuple[str, Any]]:

@@ -14,14 +14,13 @@ import stat
 import threading
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airlock_store.errors import AirlockError, UsageError
 from airlock_store.settings import RESERVED
-from airlock_store.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

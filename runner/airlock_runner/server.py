@@ -7,13 +7,13 @@ import os
 import signal
 import socket
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from airlock_runner.control import integer, outcome
 from airlock_runner.project import SOCKET, Project
 from airlock_runner.sockets import bind_in
-from airlock_store.values import dataclass
 from airlockd.protocol.frames import Header, ProtocolError, encode
 from airlockd.protocol.link import Link
 from airlockd.protocol.loop import NO_DESCRIPTORS

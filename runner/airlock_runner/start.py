@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from airlock_runner import approval, daemons, timeline
@@ -20,7 +20,6 @@ from airlock_runner.shape import boot_files
 from airlock_runner.timeline import mark
 from airlock_store.errors import AirlockError, ConfigError, noting
 from airlock_store.sizes import format_size
-from airlock_store.values import dataclass
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,11 +9,10 @@ import hashlib
 import json
 import os
 import stat
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from airlock_store.errors import StoreError
-from airlock_store.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -8,11 +8,10 @@ from __future__ import annotations
 import os
 import re
 import stat
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from airlock_store.errors import ConfigError, Location
-from airlock_store.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -6,9 +6,8 @@ A message says what is wrong, a hint says what to do, a location says where. Not
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-from airlock_store.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

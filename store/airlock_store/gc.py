@@ -10,13 +10,13 @@ import hashlib
 import os
 import stat
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from airlock_store import contents, paths
 from airlock_store.errors import StoreError
 from airlock_store.store import remove_tree
-from airlock_store.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

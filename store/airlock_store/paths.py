@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from airlock_store.errors import StoreError
-from airlock_store.places import user_path
-from airlock_store.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,7 +45,9 @@ def default_root(environ: Mapping[str, str]) -> Path:
             return Path(chosen).expanduser().absolute()
         except RuntimeError as error:
             raise StoreError(f"AIRLOCK_STORE: {chosen!r}: there is no such user") from error
-    return user_path("data") / "store"
+    import platformdirs
+
+    return platformdirs.user_data_path("airlock", appauthor=False) / "store"
 
 
 def sanitise(name: str) -> str:

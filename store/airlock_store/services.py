@@ -6,7 +6,7 @@ own config over them.
 
 from __future__ import annotations
 
-from dataclasses import MISSING, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from airlock_store.document import merge
@@ -31,7 +31,6 @@ from airlock_store.settings import (
     parse_text,
     setting,
 )  # fmt: skip
-from airlock_store.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

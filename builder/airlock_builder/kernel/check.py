@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,6 @@ from airlock_builder.kernel.wanted import wanted_options
 from airlock_builder.plan import kernel_request, kernel_steps
 from airlock_builder.realise import Realiser
 from airlock_store.errors import BuildError
-from airlock_store.values import dataclass
 
 if TYPE_CHECKING:
     from airlock_builder.kernel.verify import Verdict

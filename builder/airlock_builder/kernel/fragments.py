@@ -6,6 +6,7 @@ Called by `wanted`. Jinja2 is imported here and nowhere else, and not by plannin
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,6 @@ from jinja2.lexer import Token
 from airlock_builder.features import FRAGMENT_SUFFIX as SUFFIX
 from airlock_builder.kernel.dotconfig import parse_line
 from airlock_store.errors import ConfigError, Location
-from airlock_store.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

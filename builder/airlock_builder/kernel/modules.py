@@ -6,11 +6,11 @@ Pure but for reading depmod's files: it gets names and gives names.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from airlock_store.errors import BuildError
-from airlock_store.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

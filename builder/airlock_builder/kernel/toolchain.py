@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from airlock_builder import tools
 from airlock_store.errors import BuildError, MissingToolError
-from airlock_store.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

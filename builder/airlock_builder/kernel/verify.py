@@ -5,11 +5,10 @@ Pure. It never passes for want of something to compare: no options wanted or non
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from airlock_store.errors import BuildError
-from airlock_store.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -6,11 +6,10 @@ They are in kernel-configs/waivers.toml. A file without any waives nothing, what
 from __future__ import annotations
 
 import re
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from airlock_builder.kernel.versions import Version, parse_version
-from airlock_store.values import dataclass
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,11 +6,10 @@ Pure. `plan` makes a KernelRequest of a recipe, the kernel's steps and `airlock 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from airlock_store.errors import ConfigError
-from airlock_store.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

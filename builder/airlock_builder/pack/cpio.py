@@ -6,9 +6,8 @@ Called by the initrd step. The format: the kernel's Documentation/driver-api/ear
 from __future__ import annotations
 
 import stat
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
-
-from airlock_store.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import tarfile
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from airlock_builder import tools
@@ -14,7 +15,6 @@ from airlock_builder.pack.toolbox import Toolbox
 from airlock_builder.rootfs.mmdebstrap import EPOCH, TAR
 from airlock_store.errors import BuildError
 from airlock_store.sizes import MIB, format_size
-from airlock_store.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

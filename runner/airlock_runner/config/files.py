@@ -5,11 +5,11 @@ Called by `airlock_runner.config.layers`.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from airlock_store.document import read_text, read_toml
-from airlock_store.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

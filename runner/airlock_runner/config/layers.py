@@ -6,7 +6,7 @@ Later wins: what the image brings, then presets, the user's file, the project's,
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,6 @@ from airlock_store.document import Document
 from airlock_store.errors import ConfigError, Location, noting
 from airlock_store.schema import check
 from airlock_store.services import BRINGS, lay
-from airlock_store.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import MISSING, field
+from dataclasses import MISSING, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from airlock_runner.config.network_model import NetworkConfig
@@ -28,7 +28,6 @@ from airlock_store.settings import (
     setting,
 )
 from airlock_store.sizes import GIB, MIB, SIZE_PATTERN, TIB, format_size, parse_size
-from airlock_store.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, field
+from dataclasses import MISSING, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from airlock_store.schema import Elements
 from airlock_store.settings import NO_WAY_UP, check_name, enabled, parse_path, setting
-from airlock_store.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -147,7 +146,7 @@ class PortsConfig:
 class SocketConfig:
     """A Unix socket of the host that appears in the sandbox."""
 
-    host: SocketPair = setting(
+    host: SocketPair = setting(  # noqa: RUF009
         "its path, or that on the host and that in the sandbox; `~` is the home of each side's user",
         unset="required", default=MISSING, parse=parse_socket_pair, schema=SOCKET_SCHEMA,
     )  # fmt: skip

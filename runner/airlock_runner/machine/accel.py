@@ -10,12 +10,10 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from airlock_store.errors import MachineError
-from airlock_store.places import user_path
-from airlock_store.values import dataclass
 
 NATIVE = {"linux": "kvm", "darwin": "hvf"}
 PROBE_SECONDS = 20.0
@@ -98,7 +96,9 @@ def _obstacle(native: str, arch: str) -> str:
 
 
 def _verdict_file() -> Path:
-    return user_path("cache") / "accelerator.json"
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("airlock"), "accelerator.json")
 
 
 def _host(qemu: Path) -> str:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import KW_ONLY  # noqa: TC003
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING
-
-from airlock_store.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,14 +14,13 @@ import os
 import stat
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airlock_runner.machine.argv import Channels, MachineSpec, Share, qemu_argv
 from airlock_store.errors import AirlockError, ConfigError
 from airlock_store.sizes import parse_size
-from airlock_store.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator

@@ -12,11 +12,11 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from airlock_store.errors import MachineError
-from airlock_store.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Callable
