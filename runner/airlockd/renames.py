@@ -207,7 +207,7 @@ class Renames:
         code = _KERNEL
         try:
             # A path may lead through /proc/self/fd, which is here what the helper has open.
-            _close_all_but(data, ready, go)
+            _close_all_but(asked.listener, data, ready, go)
             code = self._as_the_process(asked, data, ready, go)
         except OSError:
             pass
@@ -226,6 +226,7 @@ class Renames:
         namespace = os.open(f"{about}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         # All of this was of the process that asks, and not of the next one by its number.
         _require(asked.listener, asked.number)
+        os.close(asked.listener)
         linux.setns(namespace, linux.CLONE_NEWNS)
         os.fchdir(root)
         os.chroot(".")
