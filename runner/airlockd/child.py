@@ -11,7 +11,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from airlockd import linux
-from airlockd.process import REPORT, Command, Inside, SpawnError, become, pipes
+from airlockd.process import REPORT, Command, Inside, SpawnError, become, fork, pipes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,7 +98,7 @@ def start(
     null = -1
     try:
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-        pid = os.fork()
+        pid = fork()
         if not pid:
             become(command, (null, *outputs), write, inside)
     except OSError:

@@ -85,7 +85,7 @@ class Process:
             theirs, self._sources = (
                 self._pipes(command.streams) if command.size is None else self._open_terminal(command)
             )
-            self.pid = os.fork()
+            self.pid = fork()
             if not self.pid:
                 become(command, theirs, failure, inside)
         except OSError:
@@ -110,10 +110,7 @@ class Process:
                 group = os.tcgetpgrp(self.terminal) or group
             except OSError:
                 pass
-        try:
-            os.killpg(group, number)
-        except ProcessLookupError:
-            pass
+        kill_group(group, number)
 
     def resize(self, rows: int, columns: int) -> None:
         """Tell the terminal its new size; the kernel then sends SIGWINCH."""
@@ -196,6 +193,28 @@ def pipes(count: int) -> list[tuple[int, int]]:
                 os.close(fd)
         raise
     return made
+
+
+def fork() -> int:
+    """os.fork, but no signal reaches the child before `become` has made it one that signals end. Raises OSError."""
+    before = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+    pid = -1
+    try:
+        pid = os.fork()
+        return pid
+    finally:
+        if pid:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def kill_group(leader: int, number: int) -> None:
+    """Signal the process group of a child; or the child, where it has just been forked and leads none yet."""
+    for kill in (os.killpg, os.kill):
+        try:
+            kill(leader, number)
+        except ProcessLookupError:
+            continue
+        return
 
 
 def _window(rows: int, columns: int) -> bytes:

@@ -16,7 +16,7 @@ from airlockd import boot, daemons, disk, entropy, harden, identity, kernelcheck
 from airlockd.layout import expand
 from airlockd.net.process import NetworkProcess
 from airlockd.net.process import start as start_network
-from airlockd.process import Command, Inside, Process, SpawnError
+from airlockd.process import Command, Inside, Process, SpawnError, kill_group
 from airlockd.protocol.link import Link
 from airlockd.protocol.loop import Loop
 from airlockd.root import SANDBOX, TRASH, Root
@@ -403,8 +403,11 @@ class _World:
 
     def kill(self, pid: int, number: int) -> None:
         """One process to end by itself, its whole group to be gone."""
+        if number == signal.SIGKILL:
+            kill_group(pid, number)
+            return
         try:
-            (os.killpg if number == signal.SIGKILL else os.kill)(pid, number)
+            os.kill(pid, number)
         except ProcessLookupError:
             pass
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import socket
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -68,6 +69,31 @@ def test_a_command_without_a_process_leaves_nothing(
     link.refuse([1, 2, 3])
     assert open_files() == before
     assert not link._handlers
+
+
+@pytest.mark.parametrize(("module", "call"), [("signal", "signal"), ("os", "setsid")])
+def test_a_signal_to_a_command_that_has_just_been_forked_ends_it(
+    link: Link, monkeypatch: pytest.MonkeyPatch, module: str, call: str
+) -> None:
+    """Before it has forgotten airlockd's handlers, and before it leads the group that is signalled."""
+    held, go = os.pipe()
+    real = getattr(getattr(process, module), call)
+
+    def wait(*arguments: Any) -> Any:
+        os.read(held, 1)
+        return real(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(getattr(process, module), call, wait)
+        started = Process(link, command(None), Inside(-1, b""), on_started=ignore, on_exit=ignore)
+    started.signal(signal.SIGINT)
+    # It goes on only now, through as many calls as there are.
+    os.write(go, bytes(1000))
+    _, status = os.waitpid(started.pid, 0)
+    os.close(held)
+    os.close(go)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGINT
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
 
 
 def test_a_daemon_without_a_process_leaves_nothing(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
