@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -15,17 +15,12 @@ _PACKAGES = {"x86_64": "qemu-system-x86", "aarch64": "qemu-system-arm"}
 def find_qemu(arch: str) -> Path:
     """The emulator for `arch` on PATH. Raises MissingToolError with the package that has it."""
     name = f"qemu-system-{arch}"
-    # Not shutil.which: that module takes longer to import than QEMU is looked for.
-    for directory in os.get_exec_path():
-        if os.access(os.path.join(directory, name), os.X_OK) and os.path.isfile(
-            os.path.join(directory, name)
-        ):
-            break
-    else:
+    path = shutil.which(name)
+    if path is None:
         package = _PACKAGES.get(arch, name)
         raise MissingToolError(f"{name} is not installed", hint=f"install the package {package}")
     # One program has one name, whichever way PATH leads to it: /bin and /usr/bin are the same. Its own name stays.
-    return Path(directory).resolve() / name
+    return Path(path).parent.resolve() / name
 
 
 def qemu_version(qemu: Path) -> str:
