@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from airlockd.net import packet
-from airlockd.net.flows import DEVICE, GATEWAY, QUIET, Flow, Flows
+from airlockd.net.flows import BOTH, DEVICE, GATEWAY, QUIET, Flow, Flows
 from airlockd.net.packet import ACK, FIN, RST, Rewrite, back, tuple_of
 
 if TYPE_CHECKING:
@@ -188,3 +188,23 @@ def test_ports_come_back_the_oldest_first() -> None:
         used.append(flow.port)
         flows.remove(flow)
     assert used == [1, 2, 3, 1, 2, 3]
+
+
+def test_an_end_that_only_the_mirror_saw_is_learned_when_tidying() -> None:
+    """Long before the limit; and not before both sides have ended and been quiet."""
+    notes = Notes()
+    flows = Flows(LISTENER, mirror=notes)
+    tuple_ = bytes((10, 0, 0, 9, 10, 2, 0, 1, 160, 0, 1, 187))
+    flow = flows.open(tuple_, None)
+    assert flow is not None
+    flows.establish(flow)
+    flows.limit(flow, 1000.0)
+    for number, seen in enumerate((tuple_, back(flows.rewrites[tuple_].tuple))):
+        assert flows.tidy(number) == []
+        assert flow.ends != BOTH
+        notes[seen] = notes[seen][0], FIN
+    assert flows.tidy(2.0) == []
+    assert flow.ends == BOTH
+    assert flows.tidy(2.0 + QUIET - 0.1) == []
+    assert flows.tidy(2.0 + QUIET) == [flow]
+    assert not notes
