@@ -55,8 +55,14 @@ def argv(**changes: object) -> list[str]:
             {},
             (
                 "-device",
-                "virtio-blk-pci,drive=disk,serial=airlock-disk,werror=report,rerror=report,disable-legacy=on",
+                "virtio-blk-pci,drive=disk,serial=airlock-disk,werror=report,rerror=report,disable-legacy=on,"
+                "ioeventfd=off",
             ),
+        ),
+        ({}, ("-device", "virtio-serial-pci,id=serial,max_ports=3,disable-legacy=on,ioeventfd=off")),
+        (
+            {"accelerator": "kvm"},
+            ("-device", "virtio-serial-pci,id=serial,max_ports=3,disable-legacy=on"),
         ),
         ({"accelerator": "kvm"}, ("-accel", "kvm")),
         ({"accelerator": "kvm"}, ("-cpu", "host")),
@@ -75,7 +81,7 @@ def argv(**changes: object) -> list[str]:
         ),
         (
             {"shares": (Share("project", Path("/p")),)},
-            ("-device", "virtio-9p-pci,fsdev=project,mount_tag=project,disable-legacy=on"),
+            ("-device", "virtio-9p-pci,fsdev=project,mount_tag=project,disable-legacy=on,ioeventfd=off"),
         ),
     ],
 )
@@ -92,7 +98,7 @@ def test_a_share_over_virtiofs_needs_memory_that_its_daemon_can_reach() -> None:
         ("-machine", "q35,usb=off,sata=off,smbus=off,vmport=off,memory-backend=ram"),
         ("-chardev", "socket,id=project,fd=20"),
         ("-device", "vhost-user-fs-pci,chardev=project,tag=project"),
-        ("-device", "virtio-9p-pci,fsdev=mount0,mount_tag=mount0,disable-legacy=on"),
+        ("-device", "virtio-9p-pci,fsdev=mount0,mount_tag=mount0,disable-legacy=on,ioeventfd=off"),
     } <= pairs(words)
     assert "memory-backend" not in " ".join(argv(shares=shares[1:]))
 

@@ -99,13 +99,13 @@ def qemu_argv(spec: MachineSpec, channels: Channels) -> list[str]:
         *("-chardev", f"socket,id=console,fd={channels.console}"),
         *("-serial", "chardev:console"),
         *("-object", "rng-builtin,id=rng"),
-        *("-device", "virtio-rng-pci,rng=rng,disable-legacy=on"),
-        *("-device", "virtio-serial-pci,id=serial,max_ports=3,disable-legacy=on"),
+        *_virtio(spec, "rng", "rng=rng"),
+        *_virtio(spec, "serial", "id=serial,max_ports=3"),
         *_port("control", channels.control, 1),
         *_port("network", channels.network, 2),
-        *_disk("image", spec.rootfs, read_only=True),
-        *_disk("disk", spec.disk, read_only=False),
-        *_shares(spec.shares, channels.shares),
+        *_disk(spec, "image", spec.rootfs, read_only=True),
+        *_disk(spec, "disk", spec.disk, read_only=False),
+        *_shares(spec, channels.shares),
     ]
     if channels.monitor is not None:
         argv += [
@@ -183,22 +183,29 @@ def _port(name: str, fd: int, number: int) -> Sequence[str]:
     )
 
 
-def _disk(name: str, path: Path, *, read_only: bool) -> Sequence[str]:
+def _virtio(spec: MachineSpec, kind: str, options: str) -> Sequence[str]:
+    """A device that the guest notifies of what it has for it.
+
+    KVM takes that note for QEMU's main loop, by an eventfd. Under TCG it is QEMU itself that writes to the eventfd of
+    a queue, polls those of all queues in every round, and reads them: there, who notifies does the work at once.
+    """
+    at_once = ",ioeventfd=off" if spec.accelerator == "tcg" else ""
+    return ("-device", f"virtio-{kind}-pci,{options},disable-legacy=on{at_once}")
+
+
+def _disk(spec: MachineSpec, name: str, path: Path, *, read_only: bool) -> Sequence[str]:
     access = "read-only=on" if read_only else "read-only=off,discard=unmap,detect-zeroes=unmap"
     return (
         *("-blockdev", f"driver=file,node-name={name},filename={_escape(path)},{access}"),
         # By default a full host disk would pause the machine, without a word to anybody.
-        *(
-            "-device",
-            f"virtio-blk-pci,drive={name},serial=airlock-{name},werror=report,rerror=report,disable-legacy=on",
-        ),
+        *_virtio(spec, "blk", f"drive={name},serial=airlock-{name},werror=report,rerror=report"),
     )
 
 
-def _shares(shares: Sequence[Share], connections: Sequence[int]) -> list[str]:
+def _shares(spec: MachineSpec, connections: Sequence[int]) -> list[str]:
     argv: list[str] = []
     connected = iter(connections)
-    for share in shares:
+    for share in spec.shares:
         if share.daemon is not None:
             argv += ["-chardev", f"socket,id={share.tag},fd={next(connected)}"]
             argv += ["-device", f"vhost-user-fs-pci,chardev={share.tag},tag={share.tag}"]
@@ -208,7 +215,7 @@ def _shares(shares: Sequence[Share], connections: Sequence[int]) -> list[str]:
             f"local,id={share.tag},path={_escape(share.source)},security_model=none,multidevs=remap{access}"
         )
         argv += ["-fsdev", options]
-        argv += ["-device", f"virtio-9p-pci,fsdev={share.tag},mount_tag={share.tag},disable-legacy=on"]
+        argv += _virtio(spec, "9p", f"fsdev={share.tag},mount_tag={share.tag}")
     return argv
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from airlockd.protocol.loop import Loop
 
 READ_SIZE = 256 * 1024
+BULK_READ_SIZE = 512 * 1024
+"""All that the queue of a virtio port holds: 128 pages (QEMU, hw/char/virtio-serial-bus.c)."""
 _PAGE = 4096
 MAX_OUTPUT = 64 * 1024 * 1024
 """Bytes waiting to be written, beyond a window for each open stream, at which the other end counts as stuck: it has us
@@ -56,7 +58,7 @@ class Link:
         *,
         bulk: bool = False,
     ) -> None:
-        """`bulk`: as the port airlock.network has it, with small windows and data in parts."""
+        """`bulk`: as the port airlock.network has it, with small windows, data in parts, and much read at once."""
         self.loop = loop
         self.mux = Mux(NETWORK_WINDOW, parts=True) if bulk else Mux()
         self.closed = False
@@ -64,8 +66,8 @@ class Link:
         self._on_message = on_message
         self._on_close = on_close
         self._handlers: dict[int, StreamHandler] = {}
-        self._space = memoryview(bytearray(READ_SIZE))
-        self._pages = [self._space[start : start + _PAGE] for start in range(_PAGE, READ_SIZE, _PAGE)]
+        self._space = memoryview(bytearray(BULK_READ_SIZE if bulk else READ_SIZE))
+        self._pages = [self._space[start : start + _PAGE] for start in range(_PAGE, len(self._space), _PAGE)]
         self._waiting = False
         self._held: deque[Callable[[], None]] = deque()
         os.set_blocking(fd, False)
