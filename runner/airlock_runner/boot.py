@@ -13,7 +13,7 @@ from airlock_runner.control import Control
 from airlock_runner.machine import accel
 from airlock_runner.machine.process import Machine
 from airlock_runner.patience import life_seconds
-from airlock_runner.text import last_lines, one_line, panic_reason
+from airlock_runner.text import kernel_fault, last_lines, one_line, panic_reason
 from airlock_store.errors import MachineError
 
 if TYPE_CHECKING:
@@ -143,8 +143,10 @@ class Booter:
         if what == "ended":
             status, said = machine.wait()
             reason = panic_reason(machine.tail)
-            # A guest that resets itself before it says anything is as dead an early boot as one that hangs.
-            again = status == 0 and reason is None
+            # A guest that resets itself before it says anything is as dead an early boot as one that hangs. One whose
+            # kernel panics for a reason has the same the next time, unless the reason is a fault of its own: emulators
+            # have bugs that come by chance (docs/kernel.md).
+            again = status == 0 and (reason is None or kernel_fault(machine.tail) is not None)
             what = f"ended with status {status}"
             if reason is not None:
                 what += f", its kernel panicked: {reason}"

@@ -24,6 +24,15 @@ def one_line(text: str, limit: int = 500) -> str:
 def panic_reason(console: str) -> str | None:
     """Why the guest's kernel panicked, by its console, safe to print; None where it did not."""
     match = re.search(r"Kernel panic - not syncing: (.*)", console)
+    if match is None:
+        return None
+    fault = kernel_fault(console)
+    return printable(match[1].strip(), 200) + (f" ({fault})" if fault is not None else "")
+
+
+def kernel_fault(console: str) -> str | None:
+    """The exception that Linux itself ran into first, by its console, safe to print; None where there was none."""
+    match = re.search(r"^(?:\[[ \d.]+\] )?(.*) \[#1\]", console, re.MULTILINE)
     return printable(match[1].strip(), 200) if match else None
 
 

@@ -38,6 +38,10 @@ match open(here + "/" + accelerator).read().split()[done - 1]:
     case "panic":
         os.write(ends["console"], b"Kernel panic - not syncing: no init\\n")
         sys.exit(0)
+    case "oops":
+        os.write(ends["console"], b"[    2.4] Oops: int3: 0000 [#1] PREEMPT SMP\\n")
+        os.write(ends["console"], b"[    2.5] Kernel panic - not syncing: Fatal\\n")
+        sys.exit(0)
     case "reset":
         sys.exit(0)
     case "speak":
@@ -126,6 +130,19 @@ def test_early_boots_that_die_are_tried_again(
     monkeypatch.setenv("AIRLOCK_LIFE_SECONDS", "2")
     script(qemu, kvm="abort", tcg="hang reset boot")
     assert probe.prove(image).accelerator == "tcg"
+    assert runs(qemu) == ["kvm", "tcg", "tcg", "tcg"]
+
+
+def test_a_fault_of_the_kernel_itself_is_tried_again(qemu: Path, image: Image) -> None:
+    script(qemu, kvm="abort", tcg="oops oops boot")
+    assert probe.prove(image).accelerator == "tcg"
+    assert runs(qemu) == ["kvm", "tcg", "tcg", "tcg"]
+
+
+def test_a_fault_that_stays_is_told(qemu: Path, image: Image) -> None:
+    script(qemu, kvm="abort", tcg="oops oops oops boot")
+    with pytest.raises(MachineError, match=r"its kernel panicked: Fatal \(Oops: int3: 0000\)"):
+        probe.prove(image)
     assert runs(qemu) == ["kvm", "tcg", "tcg", "tcg"]
 
 

@@ -38,6 +38,17 @@ def test_nothing_that_a_terminal_obeys_is_left(text: str) -> None:
             "sysrq triggered crash",
         ),
         ("Kernel panic - not syncing: \x1b[31mred", "\\x1b[31mred"),
+        (
+            "[    2.4] Oops: int3: 0000 [#1] PREEMPT SMP\r\n[    2.4] Oops: 0000 [#2] SMP\r\n"
+            "[    2.5] Kernel panic - not syncing: Fatal exception in interrupt\r\n",
+            "Fatal exception in interrupt (Oops: int3: 0000)",
+        ),
+        (
+            "int3: 0000 [#1] SMP\nKernel panic - not syncing: Attempted to kill init!",
+            "Attempted to kill init! (int3: 0000)",
+        ),
+        ("[    2.4] Oops: int3: 0000 [#1] PREEMPT SMP\n", None),
+        ("\x1b[2J [#1]\nKernel panic - not syncing: no", "no (\\x1b[2J)"),
     ],
 )
 def test_panic_reason(console: str, reason: str | None) -> None:
