@@ -23,11 +23,14 @@ lint: setup
 	@$(STEP) "mypy" $(BIN)/mypy
 	@$(STEP) "import rules" $(BIN)/lint-imports --no-logo
 
+# Half of a test of machines is waiting, so two of them together take two thirds of the time. Tests of a file share machines.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile
+
 unit: test-packages setup
-	@$(STEP) "unit tests" $(BIN)/pytest tests/unit $(PYTEST_ARGS)
+	@$(STEP) "unit tests" $(PYTEST) tests/unit $(PYTEST_ARGS)
 
 integration: test-packages setup
-	@$(STEP) "integration tests" $(BIN)/pytest $(wildcard tests/integration tests/security) $(PYTEST_ARGS)
+	@$(STEP) "integration tests" $(PYTEST) $(wildcard tests/integration tests/security) $(PYTEST_ARGS)
 
 bench: test-packages setup
 	@for bench in bench/bench_*.py; do $(STEP) "$$bench" $(BIN)/python "$$bench" $(BENCH_ARGS) || exit; done

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import random
 import socket
 import threading
 from contextlib import contextmanager, suppress
@@ -57,7 +59,9 @@ def echo_whole(connected: socket.socket) -> None:
 
 
 def free_port() -> int:
-    """A port at which nobody listens now."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
+    """A port at which nobody listens now, and that no connection from this machine gets."""
+    # Those that the kernel gives to whoever asks for any may be in use by then, for tests run beside each other.
+    for port in random.sample(range(10000, 30000), 1000):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise OSError(errno.EADDRINUSE, "no port is free")

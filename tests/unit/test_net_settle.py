@@ -7,6 +7,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
+from servers import free_port
 
 from airlock_runner.config import load_config
 from airlock_runner.net.settle import Settled, settle
@@ -36,14 +37,6 @@ def refusal(root: Path, text: str) -> str:
     return str(caught.value).removeprefix(f"{root}/airlock.toml:")
 
 
-def free_ports(count: int) -> list[int]:
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
-
-
 def test_without_a_network_airlockd_has_nothing_to_do(root: Path) -> None:
     with closing(settled(root, "")) as found:
         assert found.listen_call() is None
@@ -54,7 +47,7 @@ def test_without_a_network_airlockd_has_nothing_to_do(root: Path) -> None:
 
 
 def test_the_left_number_is_the_host_s(root: Path) -> None:
-    one, two = free_ports(2)
+    one, two = free_port(), free_port()
     text = f'[network.ports.web]\nhost = [5432, "9000:3000"]\nguest = [{one}, "{two}:4000"]'
     with closing(settled(root, text)) as found:
         assert {guest: each.host for guest, each in found.to_host.items()} == {5432: 5432, 3000: 9000}
@@ -92,7 +85,7 @@ def test_what_is_asked_for_twice_is_told_with_who_asked(root: Path, text: str, s
 
 
 def test_everything_that_clashes_is_told_at_once(root: Path) -> None:
-    (free,) = free_ports(1)
+    free = free_port()
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = busy.getsockname()[1]
         text = (
@@ -118,7 +111,7 @@ def test_everything_that_clashes_is_told_at_once(root: Path) -> None:
 
 
 def test_a_busy_port_fails_the_start_and_leaves_no_other_bound(root: Path) -> None:
-    (free,) = free_ports(1)
+    free = free_port()
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = busy.getsockname()[1]
         said = refusal(root, f"[network.ports.web]\nguest = [{free}, {port}]")
