@@ -23,7 +23,7 @@ lint: setup
 	@$(STEP) "mypy" $(BIN)/mypy
 	@$(STEP) "import rules" $(BIN)/lint-imports --no-logo
 
-# Half of a test of machines is waiting, so two of them together take two thirds of the time. Tests of a file share machines.
+# A test of machines waits for much of its time: two at once take two thirds of it. Those of a file share machines.
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile
 
 unit: test-packages setup

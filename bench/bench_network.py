@@ -1,8 +1,8 @@
 """airlock0 against QEMU's user-mode network (libslirp), in one guest: bytes each way, and connections, per second.
 
 The machine gets a network card for this and nothing else. The two alternate, so that a busy machine slows both; ratios
-of medians are the result. Connections come last: libslirp keeps those that are over for a while, and QEMU's main loop,
-which serves airlock0 too, looks at each of them in every round.
+of medians are the result. Connections come last: libslirp keeps those that are over for a while, and with them QEMU's
+main loop, which serves airlock0 too, takes nearly twice the time for what is measured next.
 """
 
 from __future__ import annotations

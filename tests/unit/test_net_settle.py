@@ -47,7 +47,9 @@ def test_without_a_network_airlockd_has_nothing_to_do(root: Path) -> None:
 
 
 def test_the_left_number_is_the_host_s(root: Path) -> None:
-    one, two = free_port(), free_port()
+    one = free_port()
+    with socket.create_server(("127.0.0.1", one)):
+        two = free_port()
     text = f'[network.ports.web]\nhost = [5432, "9000:3000"]\nguest = [{one}, "{two}:4000"]'
     with closing(settled(root, text)) as found:
         assert {guest: each.host for guest, each in found.to_host.items()} == {5432: 5432, 3000: 9000}
