@@ -180,7 +180,7 @@ def boot(image: Image, override: bytes, work: Path) -> tuple[float, float]:
         initrd=initrd, rootfs=image.rootfs, rootfs_format=image.rootfs_format, disk=disk, shares=(),
     )  # fmt: skip
     argv = []
-    for word in qemu_argv(spec, Channels(0, 0, 0)):
+    for word in qemu_argv(spec, Channels(0, 0, 0, 0)):
         name = word.partition("id=")[2].partition(",")[0]
         kind = f"file,path={console}" if name == "console" else "null"
         argv.append(f"{kind},id={name}" if word.startswith("socket,") else word)

@@ -206,7 +206,7 @@ def bare_boot(image: Image, work: Path) -> Callable[[], object]:
     )  # fmt: skip
     argv = [
         word if not word.startswith("socket,") else f"null,id={word.split('id=')[1].split(',')[0]}"
-        for word in qemu_argv(spec, Channels(0, 0, 0))
+        for word in qemu_argv(spec, Channels(0, 0, 0, 0))
     ]
     return lambda: subprocess.run(argv, check=True, timeout=120)
 

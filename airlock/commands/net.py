@@ -45,7 +45,7 @@ def net() -> None:
 def log(follow: bool, last: int | None, as_json: bool) -> None:
     """Print every connection: when, to what, whether it was allowed, by which rule, bytes each way, how long.
 
-    Packets that the sandbox says it refused (UDP, ICMP, IPv6, SCTP) are there, too, with their number.
+    Packets that were refused (UDP, ICMP, IPv6, SCTP) are there, too, with their number.
 
     With -f, a connection comes twice: when it is made, and when it has ended.
     """

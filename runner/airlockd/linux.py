@@ -13,7 +13,7 @@ MS_NOATIME, MS_BIND, MS_MOVE, MS_REC, MS_PRIVATE, MS_SHARED = 0x400, 0x1000, 0x2
 MNT_DETACH = 2
 CLONE_NEWNS = 0x20000
 RB_POWER_OFF = 0x4321FEDC
-PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, _PR_SET_NAME = 24, 38, 22, 15
+PR_SET_PDEATHSIG, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, _PR_SET_NAME = 1, 24, 38, 22, 15
 SECCOMP_MODE_FILTER = 2
 _SECCOMP_SET_MODE_FILTER, _NEW_LISTENER, _WAIT_KILLABLE = 1, 0x8, 0x20
 _RLIMIT_NOFILE = 7
@@ -24,8 +24,8 @@ _AF_INET, _SOCK_DGRAM, _SIOCSIFFLAGS, _IFF_UP = 2, 2, 0x8914, 1
 
 MACHINE = os.uname().machine
 _SYSCALLS = {
-    "x86_64": {"finit_module": 313, "openat2": 437, "bpf": 321, "seccomp": 317, "capset": 126},
-    "aarch64": {"finit_module": 273, "openat2": 437, "bpf": 280, "seccomp": 277, "capset": 91},
+    "x86_64": {"finit_module": 313, "openat2": 437, "seccomp": 317, "capset": 126},
+    "aarch64": {"finit_module": 273, "openat2": 437, "seccomp": 277, "capset": 91},
 }
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -198,9 +198,3 @@ def seccomp_listener(program: bytes) -> int:
         if result >= 0 or ctypes.get_errno() != errno.EINVAL:
             break
     return _check(result, "seccomp")
-
-
-def bpf(command: int, attributes: ctypes.Array[ctypes.c_char]) -> int:
-    """bpf(2): what it gives, or the negative errno. No exception: it is called for every connection."""
-    result: int = _libc.syscall(_SYSCALLS[MACHINE]["bpf"], command, attributes, len(attributes))
-    return result if result >= 0 else -ctypes.get_errno()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from airlockd import files
     from airlockd.protocol.mux import Message
 
-VERSION = 9
+VERSION = 10
 """Of the calls below; the host refuses an image whose airlockd speaks another."""
 _CHILDREN = "/proc/1/task/1/children"
 GRACE = 2.0
@@ -50,10 +50,10 @@ def main() -> NoReturn:
         boot.read_ahead()
         control = boot.open_port("airlock.control")
         # Held open from the beginning: a port has one opener, and that is never somebody else.
-        port = boot.open_port("airlock.network")
+        port, packets = boot.open_port("airlock.network"), boot.open_port("airlock.packets")
         # It serves the sandbox's processes to their end, and they end by a SIGTERM to everybody.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        network = start_network(port, control)
+        network = start_network(port, packets, control)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         Supervisor(control, network, boot.find_disk("airlock-disk")).run()
     except BaseException:
@@ -220,7 +220,7 @@ class Supervisor:
         sockets = [
             {**asked, "path": expand(str(asked["path"]), self._root.home)} for asked in header["sockets"]
         ]
-        order = {"ports": header["ports"], "sockets": sockets, "denied_names": header["denied_names"]}
+        order = {"ports": header["ports"], "sockets": sockets}
 
         def answered(problem: str | None) -> None:
             kind = {"t": "reply"} if problem is None else {"t": "error", "message": problem}

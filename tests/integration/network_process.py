@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 PATIENCE = 100.0
 """Seconds after which a test counts as hung."""
-QUIET, TIDY = 0.3, 0.1
-"""In place of those of flows.py and service.py: seconds until a connection that has ended is forgotten."""
 FIRST_LIMITS = (1024, 4096)
 """What Linux gives its first process in descriptors, soft and hard."""
 
@@ -43,15 +41,15 @@ FIRST_LIMITS = (1024, 4096)
 class Inside:
     """A network namespace with the network process: makes sockets, and tells it what to listen at."""
 
-    def __init__(self, port: socket.socket) -> None:
+    def __init__(self, port: socket.socket, packets: socket.socket) -> None:
         self._channel, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._process = subprocess.Popen(
-            ["unshare", "--net", "--mount", "--map-root-user", sys.executable, __file__, str(port.fileno()),
-             str(there.fileno())],
-            pass_fds=(port.fileno(), there.fileno()),
+            ["unshare", "--net", "--mount", "--map-root-user", sys.executable, __file__,
+             *(str(each.fileno()) for each in (port, packets, there))],
+            pass_fds=tuple(each.fileno() for each in (port, packets, there)),
         )  # fmt: skip
-        there.close()
-        port.close()
+        for each in (there, port, packets):
+            each.close()
         self._channel.settimeout(PATIENCE)
         self.pid: int = json.loads(self._channel.recv(1000))["pid"]
 
@@ -76,13 +74,21 @@ class Inside:
         return json.loads(self._channel.recv(1 << 16))
 
     def descriptors(self) -> int:
-        """How many the network process has open."""
-        return len(os.listdir(f"/proc/{self.pid}/fd"))
+        """How many the network process and the pump have open."""
+        return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in self._pids())
 
     def memory(self) -> int:
-        """Its resident bytes."""
-        with open(f"/proc/{self.pid}/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        """Their resident bytes."""
+        pages = 0
+        for pid in self._pids():
+            with open(f"/proc/{pid}/statm", encoding="ascii") as file:
+                pages += int(file.read().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def _pids(self) -> list[int]:
+        with open(f"/proc/{self.pid}/task/{self.pid}/children", encoding="ascii") as file:
+            (pump,) = file.read().split()
+        return [self.pid, int(pump)]
 
     def close(self) -> None:
         self._channel.close()
@@ -92,7 +98,9 @@ class Inside:
 class Host:
     """The service at the other end, in a thread. `records` are the lines of the log."""
 
-    def __init__(self, config: NetworkConfig, root: Path, port: socket.socket) -> None:
+    def __init__(
+        self, config: NetworkConfig, root: Path, port: socket.socket, packets: socket.socket
+    ) -> None:
         self.records: list[dict[str, Any]] = []
         self.closed: list[str | None] = []
         self._settled = settle(config, root, [root])
@@ -112,7 +120,9 @@ class Host:
             self.service.on_message(message)
 
         self.link = Link(self._loop, port.detach(), on_message, on_close, bulk=True)
-        self.service = Service(self._loop, self.link, self._settled, policy_of(config), log=log)
+        self.service = Service(
+            self._loop, self.link, packets.detach(), self._settled, policy_of(config), log=log
+        )
         self._thread = threading.Thread(target=self._loop.run)
         self._thread.start()
 
@@ -187,21 +197,32 @@ class Guest:
 
 
 def pause_host(guest: Guest) -> None:
-    """From now on the host does not read what the guest says."""
-    guest.host.do(lambda: guest.host.link.loop.on_readable(guest.host.link._fd, None))
+    """From now on the host does not read what the guest sends."""
+    wire, link = guest.host.service.airlock0.wire, guest.host.link
+
+    def pause() -> None:
+        wire._loop.on_readable(wire._fd, None)
+        link.loop.on_readable(link._fd, None)
+
+    guest.host.do(pause)
 
 
 def resume_host(guest: Guest) -> None:
-    link = guest.host.link
-    guest.host.do(lambda: link.loop.on_readable(link._fd, link._read))
+    wire, link = guest.host.service.airlock0.wire, guest.host.link
+
+    def resume() -> None:
+        wire._loop.on_readable(wire._fd, wire._read)
+        link.loop.on_readable(link._fd, link._read)
+
+    guest.host.do(resume)
 
 
 @contextmanager
 def running(config: NetworkConfig, root: Path) -> Iterator[Guest]:
     """A guest whose host has this config."""
-    ours, theirs = socket.socketpair()
-    inside = Inside(theirs)
-    host = Host(config, root, ours)
+    ours, theirs = zip(socket.socketpair(), socket.socketpair(), strict=True)
+    inside = Inside(*theirs)
+    host = Host(config, root, *ours)
     try:
         order = host.order
         assert order is None or inside.listen(order) is None
@@ -211,18 +232,17 @@ def running(config: NetworkConfig, root: Path) -> Iterator[Guest]:
         inside.close()
 
 
-def main(port: int, channel: socket.socket) -> None:
+def main(port: int, packets: int, channel: socket.socket) -> None:
     """Inside: what the supervisor does there, and sockets on demand until the channel ends."""
     from airlockd import linux
-    from airlockd.net import flows, service
     from airlockd.net.process import start
 
-    flows.QUIET, service.TIDY_SECONDS, service.KEEPALIVE = QUIET, TIDY, 1
     resource.setrlimit(resource.RLIMIT_NOFILE, FIRST_LIMITS)
     linux.loopback_up()
-    network = start(port, channel.fileno())
+    network = start(port, packets, channel.fileno())
     assert network is not None
     os.close(port)
+    os.close(packets)
     namespace = os.open("/proc/self/ns/mnt", os.O_RDONLY)
     channel.send(json.dumps({"pid": network.pid}).encode())
     while text := channel.recv(1 << 16):
@@ -244,4 +264,4 @@ def main(port: int, channel: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), socket.socket(fileno=int(sys.argv[2])))
+    main(int(sys.argv[1]), int(sys.argv[2]), socket.socket(fileno=int(sys.argv[3])))

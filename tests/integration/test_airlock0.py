@@ -130,18 +130,3 @@ def test_one_port_toward_several_servers(guest: Guest) -> None:
         """
     )
     assert said == ["mine", "word"]
-
-
-def test_the_listener_is_for_airlock0_alone(guest: Guest) -> None:
-    """A program that finds the port where connections end has found nothing."""
-    before = len(log_of(guest.sandbox.project))
-    said = guest.perl(
-        r"""
-        open(my $table, "/proc/net/tcp") or die $!;
-        my ($port) = map { /: 014DA8C0:([0-9A-F]{4}) \S+ 0A / ? hex $1 : () } <$table>;
-        my $found = IO::Socket::INET->new(PeerAddr => "192.168.77.1", PeerPort => $port) or die $@;
-        print sysread($found, my $word, 9) ? "served" : "closed", "\n";
-        """
-    )
-    assert said == ["closed"]
-    assert len(log_of(guest.sandbox.project)) == before

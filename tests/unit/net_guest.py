@@ -1,4 +1,7 @@
-"""A guest's end of the network port without a guest: both ends of the link run in one loop, servers are real."""
+"""A guest's end of the network without a guest: both ends of the link run in one loop, servers are real.
+
+TCP connections have a stream here in place of packets: what is judged and dialled is the same.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from airlock_runner.net.addresses import parse_address
+from airlock_runner.net.connection import StreamEnd, Target
 from airlock_runner.net.network import policy_of
 from airlock_runner.net.service import Service
 from airlock_runner.net.settle import Settled, settle
@@ -52,6 +57,8 @@ class Guest:
     service: Service
     settled: Settled
     records: list[dict[str, Any]]
+    wire: socket.socket
+    """The guest's end of the port for packets."""
     clients: dict[int, Client] = field(default_factory=dict)
     replies: dict[int, Header] = field(default_factory=dict)
     dials: list[Header] = field(default_factory=list)
@@ -62,16 +69,27 @@ class Guest:
 
     def connect(self, port: int, name: str | None = None, address: str = "10.2.0.1") -> Client:
         """A program connects."""
-        return self.ask({"kind": "tcp", "name": name, "address": address, "port": port})
+        client, number, stream = self._client(), self.number, self.stream
+        self.service._begin(
+            Target("tcp", name, parse_address(address), port),
+            lambda made: StreamEnd(self.service.link, number, stream, made.on_done),
+        )
+        return client
 
     def ask(self, what: Header) -> Client:
-        """Any kind of connection."""
+        """What is forwarded."""
+        client = self._client()
+        header = {"t": "call", "id": self.number, "op": "connect", "stream": self.stream, **what}
+        self.link.mux.send(header)
+        return client
+
+    def _client(self) -> Client:
         self.stream += 2
+        self.number += 1
         mine, theirs = socket.socketpair()
-        relay = Relay(self.link, self.stream, lambda _relay: None)
-        client = Client(mine, relay)
-        relay.attach(theirs)
-        self.clients[self.call({"op": "connect", "stream": self.stream, **what})] = client
+        client = Client(mine, Relay(self.link, self.stream, lambda _relay: None))
+        client.relay.attach(theirs)
+        self.clients[self.number] = client
         return client
 
     def call(self, what: Header) -> int:
@@ -146,19 +164,23 @@ def guest(
     def on_guest_message(message: Message) -> None:
         held[0].on_message(message)
 
+    packets, wire = socket.socketpair()
     host = Link(loop, ours.detach(), on_host_message, on_close, bulk=True)
-    made.append(Service(loop, host, settled, policy_of(config), log=log, look_up=look_up or no_dns))
+    made.append(
+        Service(loop, host, packets.detach(), settled, policy_of(config), log=log, look_up=look_up or no_dns)
+    )
     # The fake guest is made with its link, and the link with the guest.
     held: list[Guest] = []
     link = Link(
         loop, theirs.detach(), on_guest_message, lambda _: None, bulk=True
     )  # fmt: skip
-    held.append(Guest(loop, link, made[0], settled, records, closed=closed))
+    held.append(Guest(loop, link, made[0], settled, records, wire, closed=closed))
     try:
         yield held[0]
     finally:
         host.close()
         link.close()
+        wire.close()
         settled.close()
         for client in held[0].clients.values():
             client.mine.close()

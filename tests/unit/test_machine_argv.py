@@ -24,7 +24,7 @@ SPEC = MachineSpec(
     disk=Path("/project/.airlock/sandbox/disk.img"),
     shares=(),
 )
-CHANNELS = Channels(console=10, control=11, network=12)
+CHANNELS = Channels(console=10, control=11, network=12, packets=13)
 
 
 def pairs(argv: list[str]) -> set[tuple[str, str]]:
@@ -50,6 +50,7 @@ def argv(**changes: object) -> list[str]:
         ({}, ("-chardev", "socket,id=control,fd=11")),
         ({}, ("-device", "virtserialport,bus=serial.0,nr=1,chardev=control,name=airlock.control")),
         ({}, ("-device", "virtserialport,bus=serial.0,nr=2,chardev=network,name=airlock.network")),
+        ({}, ("-device", "virtserialport,bus=serial.0,nr=3,chardev=packets,name=airlock.packets")),
         ({}, ("-blockdev", "driver=file,node-name=image,filename=/store/i/rootfs.ext4,read-only=on")),
         (
             {},
@@ -59,10 +60,10 @@ def argv(**changes: object) -> list[str]:
                 "ioeventfd=off",
             ),
         ),
-        ({}, ("-device", "virtio-serial-pci,id=serial,max_ports=3,disable-legacy=on,ioeventfd=off")),
+        ({}, ("-device", "virtio-serial-pci,id=serial,max_ports=4,disable-legacy=on,ioeventfd=off")),
         (
             {"accelerator": "kvm"},
-            ("-device", "virtio-serial-pci,id=serial,max_ports=3,disable-legacy=on"),
+            ("-device", "virtio-serial-pci,id=serial,max_ports=4,disable-legacy=on"),
         ),
         ({"accelerator": "kvm"}, ("-accel", "kvm")),
         ({"accelerator": "kvm"}, ("-cpu", "host")),

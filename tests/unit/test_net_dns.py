@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from airlockd.net import dns
-from airlockd.net.names import Names
+from airlock_runner.net import dns
+from airlock_runner.net.synthetic import Names
 
 NUMBER = 0xBEEF
 

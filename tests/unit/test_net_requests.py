@@ -10,40 +10,29 @@ from hypothesis import strategies as st
 from net_guest import guest
 from servers import echo, serving
 
-from airlock_runner.config.network_model import NetworkConfig
-from airlock_runner.net.requests import Answer, Connect, NameQuery, parse
+from airlock_runner.config.network_model import NetworkConfig, PortPair, PortsConfig
+from airlock_runner.net.requests import Answer, Connect, parse
 from airlockd.protocol.frames import ProtocolError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-LOCAL = NetworkConfig(hosts={"web.test": "127.0.0.1"})
-
-CALL = {
-    "t": "call",
-    "op": "connect",
-    "id": 1,
-    "stream": 1,
-    "kind": "tcp",
-    "name": None,
-    "address": "1.1.1.1",
-    "port": 1,
-}
+CALL: dict[str, Any] = {"t": "call", "op": "connect", "id": 1, "stream": 1, "kind": "port", "port": 3000}
 """Nothing is wrong with it."""
 BAD = [
     CALL | {"stream": 2},
-    CALL | {"address": "x"},
-    CALL | {"name": 7},
     CALL | {"port": -1},
     CALL | {"port": "1"},
-    CALL | {"kind": "udp"},
+    CALL | {"port": 0},
+    CALL | {"kind": "tcp", "name": None, "address": "1.1.1.1"},
+    CALL | {"kind": "socket", "name": 7},
+    CALL | {"kind": "socket", "name": "x" * 2000},
     {"t": "call", "op": "connect", "id": 1, "stream": 1, "kind": "port", "port": 22},
     {"t": "call", "op": "connect", "id": 1, "stream": 1, "kind": "socket", "name": "docker"},
     {"t": "call", "op": "connect", "id": True, "stream": 1, "kind": "port", "port": 22},
     {"t": "call", "op": "connect", "id": -1, "stream": 1, "kind": "port", "port": 22},
-    {"t": "call", "op": "name", "id": 1, "name": "x" * 2000},
-    {"t": "call", "op": "name", "id": 1},
+    {"t": "call", "op": "name", "id": 1, "name": "a.test"},
     {"t": "call", "op": "spawn", "id": 1, "argv": ["sh"]},
     {"t": "reply", "id": 1},
     {"t": "error", "id": 99, "errno": "EEK"},
@@ -65,12 +54,12 @@ def test_a_breach_closes_the_link_with_a_reason(tmp_path: Path, frame: dict[str,
         assert not sandbox.service.connections
 
 
-def test_a_number_that_is_in_use_is_a_breach(tmp_path: Path) -> None:
-    for again in ({"id": 1, "stream": 3}, {"id": 9, "stream": 1}):
-        with serving(echo) as port, guest(LOCAL, tmp_path) as sandbox:
-            sandbox.answered(sandbox.connect(port, "web.test"))
-            what = {"op": "connect", "kind": "tcp", "name": "web.test", "address": "10.2.0.1", "port": port}
-            sandbox.link.mux.send({"t": "call", **what, **again})
+def test_a_stream_that_is_in_use_is_a_breach(tmp_path: Path) -> None:
+    with serving(echo) as port:
+        config = NetworkConfig(ports={"p": PortsConfig(host=(PortPair(port, 3000),))})
+        with guest(config, tmp_path) as sandbox:
+            sandbox.answered(sandbox.ask({"kind": "port", "port": 3000}))
+            sandbox.link.mux.send(CALL | {"id": 9})
             sandbox.until(lambda: sandbox.closed)
             assert "in use" in str(sandbox.closed[0])
             assert sandbox.records[-1]["state"] == "reset"
@@ -93,8 +82,8 @@ def test_any_frame_is_a_request_or_a_breach(header: dict[str, Any], kind: str) -
         request = parse({**header, "t": kind})
     except ProtocolError:
         return
-    assert isinstance(request, Connect | NameQuery | Answer)
+    assert isinstance(request, Connect | Answer)
     if isinstance(request, Connect):
         assert request.stream % 2
-        assert 0 <= request.port <= 65535
-        assert (request.address is not None) == (request.kind == "tcp")
+        assert (request.kind == "port") == (0 < request.port <= 65535)
+        assert (request.kind == "socket") == (request.name is not None)

@@ -245,15 +245,6 @@ def test_a_name_that_is_not_found_in_time(tmp_path: Path, monkeypatch: pytest.Mo
         going_on.set()
 
 
-def test_whether_a_name_is_allowed_is_told_without_a_lookup(tmp_path: Path) -> None:
-    rules = {"r": RuleConfig(deny=("evil.test",))}
-    with guest(NetworkConfig(rules=rules), tmp_path) as sandbox:
-        names = {"good.test": True, "Evil.Test.": False, "a b": False, "x" * 300: False}
-        calls = {sandbox.call({"op": "name", "name": name}): allowed for name, allowed in names.items()}
-        sandbox.until(lambda: len(sandbox.replies) == len(names))
-        assert {number: reply["allowed"] for number, reply in sandbox.replies.items()} == calls
-
-
 # ---- many
 
 

@@ -42,8 +42,6 @@ def test_without_a_network_airlockd_has_nothing_to_do(root: Path) -> None:
         assert found.listen_call() is None
         assert found.to_guest == ()
         assert found.powerful == ""
-    with closing(settled(root, '[network]\ndenied_names = "nxdomain"')) as found:
-        assert found.listen_call() == {"ports": [], "sockets": [], "denied_names": "nxdomain"}
 
 
 def test_the_left_number_is_the_host_s(root: Path) -> None:
@@ -56,7 +54,7 @@ def test_the_left_number_is_the_host_s(root: Path) -> None:
         assert [(each.listener.getsockname(), each.guest) for each in found.to_guest] == [
             (("127.0.0.1", one), one), (("127.0.0.1", two), 4000),
         ]  # fmt: skip
-        assert found.listen_call() == {"ports": [3000, 5432], "sockets": [], "denied_names": "resolve"}
+        assert found.listen_call() == {"ports": [3000, 5432], "sockets": []}
         socket.create_connection(("127.0.0.1", two)).close()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", two))
@@ -144,7 +142,6 @@ def test_sockets_are_found_or_warned_of(root: Path, tmp_path: Path) -> None:
                     {"name": "docker", "path": "/run/docker.sock", "up": True},
                     {"name": "mine", "path": "~/mine.sock", "up": False},
                 ],
-                "denied_names": "resolve",
             }
 
 

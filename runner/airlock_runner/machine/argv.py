@@ -31,6 +31,7 @@ class Channels:
     console: int
     control: int
     network: int
+    packets: int
     monitor: int | None = None
     _: KW_ONLY
     shares: tuple[int, ...] = ()
@@ -100,9 +101,10 @@ def qemu_argv(spec: MachineSpec, channels: Channels) -> list[str]:
         *("-serial", "chardev:console"),
         *("-object", "rng-builtin,id=rng"),
         *_virtio(spec, "rng", "rng=rng"),
-        *_virtio(spec, "serial", "id=serial,max_ports=3"),
+        *_virtio(spec, "serial", "id=serial,max_ports=4"),
         *_port("control", channels.control, 1),
         *_port("network", channels.network, 2),
+        *_port("packets", channels.packets, 3),
         *_disk(spec, "image", spec.rootfs, read_only=True),
         *_disk(spec, "disk", spec.disk, read_only=False),
         *_shares(spec, channels.shares),

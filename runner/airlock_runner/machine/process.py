@@ -25,17 +25,20 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Machine:
-    """One QEMU process. `control`, `network`, `console` and, if asked for, `monitor` are our ends of its sockets."""
+    """One QEMU process.
+
+    `control`, `network`, `packets`, `console` and, if asked for, `monitor` are our ends of its sockets.
+    """
 
     def __init__(self, spec: MachineSpec, keep: tuple[int, ...] = (), *, monitored: bool = False) -> None:
         """Start it. `keep`: descriptors that it inherits, such as the project's lock or those that `spec` names.
 
         Raises MachineError where it cannot be executed.
         """
-        pairs = [socket.socketpair() for _ in range(4 if monitored else 3)]
+        pairs = [socket.socketpair() for _ in range(5 if monitored else 4)]
         theirs = [pair[1] for pair in pairs]
-        self.console, self.control, self.network = (pair[0].detach() for pair in pairs[:3])
-        self.monitor = pairs[3][0] if monitored else None
+        self.console, self.control, self.network, self.packets = (pair[0].detach() for pair in pairs[:4])
+        self.monitor = pairs[4][0] if monitored else None
         self._helpers: list[Helper] = []
         try:
             # No thread of ours runs at this time.
@@ -108,9 +111,9 @@ class Machine:
             text for text in (said, *(helper.said() for helper in self._helpers)) if text
         )
 
-    def take_network(self) -> int:
-        """Our end of its network port, from now on the caller's to close."""
-        taken, self.network = self.network, -1
+    def take_network(self) -> tuple[int, int]:
+        """Our ends of its ports for streams and for packets, from now on the caller's to close."""
+        taken, self.network, self.packets = (self.network, self.packets), -1, -1
         return taken
 
     def close(self) -> None:
@@ -122,8 +125,9 @@ class Machine:
         if self._process.stderr is not None:
             self._process.stderr.close()
         os.close(self.console)
-        if self.network >= 0:
-            os.close(self.network)
+        for each in self.take_network():
+            if each >= 0:
+                os.close(each)
         if self.monitor is not None:
             self.monitor.close()
 

@@ -305,7 +305,7 @@ def state_key(image: Image, spec: MachineSpec) -> str:
         for path, own in ((spec.kernel, image.kernel), (spec.initrd, image.initrd))
     ]
     parts = [
-        FORMAT, image.key, _program(spec.qemu), foreign, _host_cpu(), qemu_argv(shape, Channels(0, 0, 0)),
+        FORMAT, image.key, _program(spec.qemu), foreign, _host_cpu(), qemu_argv(shape, Channels(0, 0, 0, 0)),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from airlock_runner.net.addresses import number_address, parse_address
 from airlock_runner.net.dial import Dial, Endpoint, connect_unix, errno_name
@@ -16,13 +16,14 @@ from airlockd.protocol.relay import Relay
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
     from airlock_runner.net.addresses import Address
     from airlock_runner.net.record import State
-    from airlock_runner.net.requests import Connect
     from airlock_runner.net.resolver import Addresses, Ticket
     from airlock_runner.net.service import Service
     from airlock_runner.net.settle import HostSocket
+    from airlockd.protocol.link import Link
 
 RESOLVE_SECONDS = 15.0
 DIAL_SECONDS = 130.0
@@ -32,66 +33,153 @@ MAX_DENIED_NAMES = 256
 LOOPBACKS = ("127.0.0.1", "::1")
 
 
+class Target(NamedTuple):
+    """What a program connects to. `address` is set for `tcp`, `name` there where it is a synthetic one's.
+
+    For `port`, `port` is the guest's localhost port; for `socket`, `name` is that of a forwarded socket.
+    """
+
+    kind: Literal["tcp", "port", "socket"]
+    name: str | None
+    address: Address | None
+    port: int
+
+
+class End(Protocol):
+    """The guest's end of it: a stream, or TCP. It calls back once it is over."""
+
+    @property
+    def done(self) -> bool:
+        """Whether it is over."""
+
+    @property
+    def broken(self) -> bool:
+        """Whether that was by a reset."""
+
+    @property
+    def sent(self) -> int:
+        """Bytes to the guest."""
+
+    @property
+    def received(self) -> int:
+        """Bytes from the guest."""
+
+    def accept(self, connected: socket.socket) -> None:
+        """The connection is there; the socket is the end's to close."""
+
+    def refuse(self, error: str, message: str) -> None:
+        """There is none, by the errno of this name."""
+
+    def tick(self) -> bool:
+        """Called now and then for as long as it gives True."""
+
+
+class StreamEnd:
+    """A stream that the guest has asked for by call `number`."""
+
+    def __init__(self, link: Link, number: int, stream: int, on_done: Callable[[], None]) -> None:
+        self._link, self._number = link, number
+        self._relay = Relay(link, stream, lambda _relay: on_done())
+
+    @property
+    def done(self) -> bool:
+        """Whether it is over."""
+        return self._relay.done
+
+    @property
+    def broken(self) -> bool:
+        """Whether it was by a reset."""
+        return self._relay.broken
+
+    @property
+    def sent(self) -> int:
+        """Bytes to the guest."""
+        return self._relay.sent
+
+    @property
+    def received(self) -> int:
+        """Bytes from the guest."""
+        return self._relay.received
+
+    def accept(self, connected: socket.socket) -> None:
+        """Tell it."""
+        self._link.mux.send({"t": "reply", "id": self._number})
+        self._relay.attach(connected)
+
+    def refuse(self, error: str, message: str) -> None:
+        """Tell it."""
+        self._link.mux.send({"t": "error", "id": self._number, "errno": error, "message": message})
+        self._relay.abort()
+
+    def tick(self) -> bool:
+        """A link waits for nothing."""
+        return False
+
+
 class Connection:
     """From the guest's call to its end. It is in the service's `connections` for as long as it lives."""
 
     __slots__ = (
-        "_asked", "_began", "_dial", "_missing", "_name", "_service", "_tickets", "_told", "record", "relay",
-        "request",
+        "_asked", "_began", "_dial", "_missing", "_name", "_service", "_tickets", "_told", "end", "record", "target",
     )  # fmt: skip
 
-    def __init__(self, service: Service, request: Connect) -> None:
-        self._service, self.request = service, request
+    def __init__(self, service: Service, target: Target, make_end: Callable[[Connection], End]) -> None:
+        """`make_end` is given what is to be called back."""
+        self._service, self.target = service, target
         self._began = time.monotonic()
         self._dial: Dial | None = None
         self._tickets: list[Ticket] = []
         self._told = False
         self._name: str | None = None
-        self._asked: Address | None = request.address
+        self._asked: Address | None = target.address
         self._missing: set[str] = set()
-        address = str(request.address) if request.address is not None and request.name is None else None
-        self.record = Record(service.number(), request.kind, request.name, address, request.port or None)
-        if request.kind == "socket":
+        address = str(target.address) if target.address is not None and target.name is None else None
+        self.record = Record(service.number(), target.kind, target.name, address, target.port or None)
+        if target.kind == "socket":
             self.record.protocol = "unix"
-        self.relay = Relay(service.link, request.stream, self._on_done)
+        self.end = make_end(self)
 
     def start(self) -> None:
         """Decide, and go on from there."""
-        request = self.request
-        if request.kind == "tcp":
+        target = self.target
+        if target.kind == "tcp":
             self._start_tcp()
         elif self._service.policy.mode == "deny-always":
             self._deny(Verdict(False, "policy deny-always"))
-        elif request.kind == "port":
+        elif target.kind == "port":
             self._start_port()
         else:
             self._start_socket()
 
     def tick(self, now: float) -> None:
-        """Called now and then until the guest has its answer."""
+        """Called now and then until the guest has its answer, and when its end asks for that."""
+        if self._told:
+            if not self.end.tick():
+                self._service.settled(self)
+            return
         if self._dial is not None:
             self._dial.tick(now)
-        if not self._told and self._tickets and now - self._began > RESOLVE_SECONDS:
+        if self._tickets and now - self._began > RESOLVE_SECONDS:
             name = next(iter(self._missing), None)
             denied = f"{name} is denied, and could not be looked up"
             self.record.rule = "not looked up in time" if name is None else denied
             # Nobody has been asked to connect: not the silence of a server, in which a program would wait for long.
             self._fail(errno.EHOSTUNREACH)
-        elif not self._told and now - self._began > DIAL_SECONDS:
+        elif now - self._began > DIAL_SECONDS:
             self._fail(errno.ETIMEDOUT)
 
     # ---- tcp
 
     def _start_tcp(self) -> None:
-        request, policy = self.request, self._service.policy
-        if request.name is not None:
+        target, policy = self.target, self._service.policy
+        if target.name is not None:
             try:
-                self._name, self._asked = _target(request.name)
-                self.record.name = self._name or request.name
+                self._name, self._asked = _target(target.name)
+                self.record.name = self._name or target.name
             except ValueError as error:
                 self._deny(Verdict(False, str(error)))
                 return
-        if not request.port:
+        if not target.port:
             self._deny(Verdict(False, "port 0"))
             return
         name = self._name
@@ -99,7 +187,7 @@ class Connection:
             assert self._asked is not None
             self._look_for_denied_names()
             return
-        early = judge_name(policy, name, request.port)
+        early = judge_name(policy, name, target.port)
         if early is not None:
             self._deny(early)
             return
@@ -111,7 +199,7 @@ class Connection:
 
     def _look_for_denied_names(self) -> None:
         """An address that a denied name has is denied along with it, as far as it can be known."""
-        service, port = self._service, self.request.port
+        service, port = self._service, self.target.port
         assert self._asked is not None
         # Not worth a lookup where the address is denied anyway.
         if not judge(service.policy, None, self._asked, port, is_own).allowed:
@@ -141,7 +229,7 @@ class Connection:
 
     def _judge_asked(self, known: dict[str, Addresses]) -> None:
         assert self._asked is not None
-        for name, rule in denied_names(self._service.policy, self.request.port):
+        for name, rule in denied_names(self._service.policy, self.target.port):
             if self._asked in known.get(name, ()):
                 self._deny(Verdict(False, rule))
                 return
@@ -154,7 +242,7 @@ class Connection:
             self.record.rule = "no address"
             self._fail(errno.EHOSTUNREACH)
             return
-        policy, port = self._service.policy, self.request.port
+        policy, port = self._service.policy, self.target.port
         # The policy may have changed since the name was judged.
         early = judge_name(policy, self._name, port) if self._name is not None else None
         if early is not None:
@@ -177,19 +265,19 @@ class Connection:
     # ---- forwarded ports and sockets
 
     def _start_port(self) -> None:
-        forward = self._service.to_host[self.request.port]
+        forward = self._service.to_host[self.target.port]
         self.record.rule = f"ports.{forward.group}"
         self._connect([Endpoint(parse_address(each), forward.host) for each in LOOPBACKS])
 
     def _start_socket(self) -> None:
-        assert self.request.name is not None
-        forwarded: HostSocket = self._service.sockets[self.request.name]
+        assert self.target.name is not None
+        forwarded: HostSocket = self._service.sockets[self.target.name]
         self.record.rule = f"sockets.{forwarded.name}"
         self.record.address = str(forwarded.path)
         self._try_socket(forwarded)
 
     def _try_socket(self, forwarded: HostSocket) -> None:
-        if self.relay.done:
+        if self.end.done:
             return
         try:
             connected = connect_unix(forwarded.path, forwarded.guarded)
@@ -211,9 +299,8 @@ class Connection:
     def _answer(self, connected: socket.socket) -> None:
         self._told = True
         self._service.settled(self)
-        self._service.link.mux.send({"t": "reply", "id": self.request.id})
         self._log("open")
-        self.relay.attach(connected)
+        self.end.accept(connected)
 
     def _deny(self, verdict: Verdict) -> None:
         self.record.verdict, self.record.rule = "deny", verdict.rule
@@ -228,10 +315,10 @@ class Connection:
             return
         self._told = True
         self._log(state, error)
-        self._service.link.mux.send({"t": "error", "id": self.request.id, "errno": error, "message": message})
-        self.relay.abort()
+        self.end.refuse(error, message)
 
-    def _on_done(self, relay: Relay) -> None:
+    def on_done(self) -> None:
+        """Its end is over."""
         for ticket in self._tickets:
             ticket.cancel()
         if self._dial is not None:
@@ -241,8 +328,8 @@ class Connection:
             self._told = True
             self._log("failed", "ECONNRESET")
         elif self.record.state == "open":
-            self.record.sent, self.record.received = relay.received, relay.sent
-            self._log("reset" if relay.broken else "closed")
+            self.record.sent, self.record.received = self.end.received, self.end.sent
+            self._log("reset" if self.end.broken else "closed")
         self._service.gone(self)
 
     def _log(self, state: State, error: str | None = None) -> None:

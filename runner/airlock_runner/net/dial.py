@@ -84,6 +84,9 @@ class Dial:
                 continue
             handle.setblocking(False)
             result = _connect(handle, target)
+            if result == errno.EINPROGRESS and target.address.is_loopback:
+                # On this host it is there by now, or refused: no need to wait for the loop to say so.
+                result = _ask_again(handle, target)
             if result == errno.EINPROGRESS:
                 self._socket, self._since = handle, time.monotonic()
                 self._loop.on_writable(handle.fileno(), partial(self._settled, target))
@@ -189,6 +192,11 @@ def _connect(handle: socket.socket, target: Endpoint) -> int:
         return handle.connect_ex((str(target.address), target.port))
     except OSError as error:
         return error.errno or errno.EHOSTUNREACH
+
+
+def _ask_again(handle: socket.socket, target: Endpoint) -> int:
+    result = handle.connect_ex((str(target.address), target.port))
+    return {errno.EISCONN: 0, errno.EALREADY: errno.EINPROGRESS}.get(result, result)
 
 
 def _is_itself(handle: socket.socket) -> bool:

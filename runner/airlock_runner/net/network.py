@@ -5,6 +5,8 @@ Little is imported and nothing is served before the guest says its first word on
 
 from __future__ import annotations
 
+import os
+import socket
 from typing import TYPE_CHECKING, Any
 
 from airlock_runner.net.settle import settle
@@ -42,6 +44,7 @@ class Network:
         self._timer: Timer | None = None
         self._loop: Loop | None = None
         self._link: Link | None = None
+        self._packets = -1
         self._service: Service | None = None
         self._journal: Journal | None = None
         self._policy: Policy | None = None
@@ -57,12 +60,18 @@ class Network:
         """The forwarded sockets that amount to the host itself, in words."""
         return self._settled.powerful
 
-    def begin(self, loop: Loop, fd: int, note: Callable[[str], None]) -> None:
-        """Serve the guest on its port, a descriptor that is closed in the end. `note` tells the user something."""
+    def begin(self, loop: Loop, ports: tuple[int, int], note: Callable[[str], None]) -> None:
+        """Serve the guest on its ports for streams and for packets, descriptors that are closed in the end.
+
+        `note` tells the user something.
+        """
+        streams, self._packets = ports
         self._loop, self._note = loop, note
-        self._link = Link(loop, fd, self._on_message, self._on_close, bulk=True)
+        self._link = Link(loop, streams, self._on_message, self._on_close, bulk=True)
         if self._settled.to_guest:
             self._serve()
+        else:
+            loop.on_readable(self._packets, self._on_packets)
 
     def listen_call(self) -> dict[str, Any] | None:
         """The arguments of airlockd's `listen`, or None where it has nothing to do."""
@@ -80,6 +89,9 @@ class Network:
             self._timer.cancel()
         if self._link is not None:
             self._link.close()
+        if self._packets >= 0 and self._loop is not None:
+            self._loop.forget(self._packets)
+            os.close(self._packets)
         self._settled.close()
         if self._journal is not None:
             self._journal.close()
@@ -141,6 +153,16 @@ class Network:
     def _on_message(self, message: Message) -> None:
         self._serve().on_message(message)
 
+    def _on_packets(self) -> None:
+        """The first one, or the end: the service reads it."""
+        assert self._loop is not None
+        with socket.socket(fileno=os.dup(self._packets)) as port:
+            if port.recv(1, socket.MSG_PEEK):
+                self._serve()
+            else:
+                # Nobody has used the network: nothing is imported to see its end.
+                self._loop.forget(self._packets)
+
     def _serve(self) -> Service:
         if self._service is None:
             from airlock_runner.net.journal import Journal
@@ -149,7 +171,10 @@ class Network:
             assert self._loop is not None
             assert self._link is not None
             self._journal = Journal(self._project, self._note)
-            self._service = Service(self._loop, self._link, self._settled, self.policy, log=self._log)
+            packets, self._packets = self._packets, -1
+            self._service = Service(
+                self._loop, self._link, packets, self._settled, self.policy, log=self._log
+            )
         return self._service
 
     def _log(self, record: Record) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 State = Literal["denied", "failed", "open", "closed", "reset", "refused"]
 PACKET = "packet"
-"""The `kind` of packets that the guest says it refused."""
+"""The `kind` of packets that are not delivered."""
 
 
 @dataclass(slots=True)

@@ -1,31 +1,31 @@
-"""Packets that the guest says it refused, as lines of the log: one for each destination, with a count.
+"""Packets that airlock0 refused, as lines of the log: one for each destination, with a count.
 
-The guest is hostile: what it reports is bounded in what is kept and in what is written. The service makes one.
+The guest is hostile: what is kept and what is written is bounded, however many it sends.
 """
 
 from __future__ import annotations
 
+import socket
 import time
 from typing import TYPE_CHECKING
 
 from airlock_runner.net.record import PACKET, Record
-from airlock_runner.net.requests import MAX_ID, Packets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from airlock_runner.net.requests import Refused
+    from airlock_runner.net.synthetic import Names
     from airlockd.protocol.loop import Loop, Timer
 
 KNOWN = 256
 """Destinations that are counted each on its own; the one that was longest without a packet goes first."""
 BURST, PERIOD = 100, 1.0
 """Lines that may be written at once, and seconds after which there may be one more."""
-REPORTED = "reported by the sandbox"
-OTHERS = "others, reported by the sandbox"
+RULE = "only TCP and DNS"
+OTHERS = "only TCP and DNS; others"
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp"}
 
-_Key = tuple[int, str, int | None]
+_Key = tuple[int, bytes, int | None]
 
 
 class Refusals:
@@ -41,13 +41,21 @@ class Refusals:
         self._then = time.monotonic()
         self._timer: Timer | None = None
 
-    def add(self, refused: Refused) -> None:
-        """The guest reports."""
-        for packets in refused.packets:
-            self._count(packets)
-        if refused.more:
-            self._count_others(refused.more)
-        if self._timer is None:
+    def add(self, protocol: int, address: bytes, port: int | None, names: Names) -> None:
+        """A packet to there was refused; the address has 4 or 16 bytes."""
+        key = (protocol, address, port)
+        counted = self._known.pop(key, None)
+        if counted is None:
+            if len(self._known) == KNOWN:
+                self._forget(next(iter(self._known)))
+            four = len(address) == 4
+            text = socket.inet_ntop(socket.AF_INET if four else socket.AF_INET6, address)
+            name = names.name(address) if four else None
+            counted = self._new(_PROTOCOLS.get(protocol, f"ip-{protocol}"), RULE, name, text, port)
+        # The last is the latest.
+        self._known[key] = counted
+        self._add(counted, 1)
+        if self._timer is None and self._due:
             self._write()
 
     def close(self) -> None:
@@ -60,21 +68,11 @@ class Refusals:
             if each.record.count != each.written:
                 self._log(each.record)
 
-    def _count(self, packets: Packets) -> None:
-        key = (packets.protocol, str(packets.address), packets.port)
-        counted = self._known.pop(key, None)
-        if counted is None:
-            if len(self._known) == KNOWN:
-                self._forget(next(iter(self._known)))
-            protocol = _PROTOCOLS.get(packets.protocol, f"ip-{packets.protocol}")
-            counted = self._new(protocol, REPORTED, packets.name, key[1], packets.port)
-        # The last is the latest.
-        self._known[key] = counted
-        self._add(counted, packets.times)
-
     def _count_others(self, count: int) -> None:
         if self._others is None:
             self._others = self._new("ip", OTHERS)
+        # It stands for many, and has its turn with the latest of them.
+        self._due.pop(self._others.record.id, None)
         self._add(self._others, count)
 
     def _forget(self, key: _Key) -> None:
@@ -96,7 +94,7 @@ class Refusals:
 
     def _add(self, counted: _Counted, count: int) -> None:
         record = counted.record
-        record.count = min(record.count + count, MAX_ID)
+        record.count += count
         record.seconds = round(time.monotonic() - counted.began, 3)
         if record.count >= 2 * counted.written:
             self._due[record.id] = counted
@@ -108,7 +106,8 @@ class Refusals:
         self._then = now
         while self._due and self._lines >= 1:
             self._lines -= 1
-            counted = self._due.pop(next(iter(self._due)))
+            # The latest, which somebody may be looking for, and not the next of one that shouts.
+            counted = self._due.popitem()[1]
             counted.written = counted.record.count
             self._log(counted.record)
         if self._due:

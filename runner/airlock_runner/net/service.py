@@ -1,27 +1,32 @@
-"""The host's end of a sandbox's network port: takes the guest's calls, keeps what is connected. One per session.
+"""The host's end of a sandbox's network: takes what the guest asks for, keeps what is connected. One per session.
 
 It is imported with the guest's first word, or where ports are forwarded into the guest.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import resource
 import secrets
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from airlock_runner.net.connection import Connection
+from airlock_runner.net import packet
+from airlock_runner.net.airlock0 import TICK_SECONDS, Airlock0
+from airlock_runner.net.connection import Connection, StreamEnd, Target
 from airlock_runner.net.forwards import Forward
 from airlock_runner.net.names import canonical
 from airlock_runner.net.policy import judge_name
-from airlock_runner.net.refusals import Refusals
-from airlock_runner.net.requests import Answer, Connect, NameQuery, Refused, parse
+from airlock_runner.net.requests import Answer, Connect, parse
 from airlock_runner.net.resolver import Resolver
+from airlock_runner.net.tcp_relay import TcpRelay
 from airlockd.protocol.frames import ProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from airlock_runner.net.connection import End
     from airlock_runner.net.forwards import Outgoing
     from airlock_runner.net.policy import Policy
     from airlock_runner.net.record import Record
@@ -32,18 +37,21 @@ if TYPE_CHECKING:
     from airlockd.protocol.mux import Message
 
 MAX_CONNECTIONS = 2000
-"""What a guest can make the host keep is a window for each, so half a gigabyte at the very worst."""
-TICK_SECONDS = 0.5
+"""What a guest can make the host keep is a window each way, so a gigabyte at the very worst."""
 DESCRIPTORS = 65536
 
 
 class Service:
-    """Serves a guest through `link`. `log` gets each connection's record when it is decided and when it ends."""
+    """Serves a guest through `link`, and airlock0 through the descriptor `packets`.
+
+    `log` gets each connection's record when it is decided and when it ends.
+    """
 
     def __init__(
         self,
         loop: Loop,
         link: Link,
+        packets: int,
         settled: Settled,
         policy: Policy,
         *,
@@ -53,7 +61,7 @@ class Service:
         self.loop, self.link, self.policy, self.log = loop, link, policy, log
         self.to_host: Mapping[int, ToHost] = settled.to_host
         self.sockets: Mapping[str, HostSocket] = settled.sockets
-        self.connections: dict[int, Connection] = {}
+        self.connections: set[Connection] = set()
         self.forwarded = 0
         """Connections into the guest that stand."""
         self._look_up = look_up
@@ -64,8 +72,12 @@ class Service:
         # Every connection of every session has a name of its own.
         self._session = secrets.token_hex(3)
         self._timer: Timer | None = None
-        self._refusals = Refusals(loop, self.number, log)
         _allow_descriptors()
+        hides_names = settled.config.denied_names == "nxdomain"
+        self.airlock0 = Airlock0(
+            loop, packets, on_syn=self._on_syn, allows=self._allows if hides_names else None, number=self.number,
+            log=log, on_close=link.close,
+        )  # fmt: skip
         self._forwards = [Forward(self, each) for each in settled.to_guest]
 
     @property
@@ -84,21 +96,17 @@ class Service:
         """The link is closed: nothing more comes, nobody is let in."""
         for forward in self._forwards:
             forward.close()
+        self.airlock0.close()
         if self._timer is not None:
             self._timer.cancel()
         if self._resolver is not None:
             self._resolver.close()
-        self._refusals.close()
 
     def on_message(self, message: Message) -> None:
         """A frame that belongs to no stream. Raises ProtocolError, upon which the link is closed."""
         request = parse(message.header)
         if isinstance(request, Connect):
             self._connect(request)
-        elif isinstance(request, NameQuery):
-            self.link.mux.send({"t": "reply", "id": request.id, "allowed": self._allows(request)})
-        elif isinstance(request, Refused):
-            self._refusals.add(request)
         else:
             self._answered(request)
 
@@ -134,13 +142,13 @@ class Service:
     def gone(self, connection: Connection) -> None:
         """It is over."""
         self._waiting.discard(connection)
-        self.connections.pop(connection.request.id, None)
+        self.connections.discard(connection)
 
     # ---- calls of the guest
 
     def _connect(self, request: Connect) -> None:
-        if request.id in self.connections or self.link.mux.is_open(request.stream):
-            raise ProtocolError(f"call {request.id} or stream {request.stream} is in use")
+        if self.link.mux.is_open(request.stream):
+            raise ProtocolError(f"stream {request.stream} is in use")
         if request.kind == "port" and request.port not in self.to_host:
             raise ProtocolError(f"port {request.port} is not forwarded")
         if request.kind == "socket" and request.name not in self.sockets:
@@ -151,13 +159,36 @@ class Service:
                 {"t": "error", "id": request.id, "errno": "ECONNREFUSED", "message": "too many connections"}
             )
             return
-        connection = self.connections[request.id] = Connection(self, request)
+        target = Target(request.kind, request.name, None, request.port)
+        self._begin(target, lambda made: StreamEnd(self.link, request.id, request.stream, made.on_done))
+
+    def _on_syn(self, syn: memoryview) -> None:
+        airlock0, address = self.airlock0, bytes(syn[16:20])
+        if self.full:
+            airlock0.answer(packet.tcp_reset(syn))
+            return
+        name = airlock0.names.use(address)
+
+        def make_end(made: Connection) -> TcpRelay:
+            def over() -> None:
+                if name is not None:
+                    airlock0.names.release(address)
+                made.on_done()
+
+            return TcpRelay(airlock0, syn, partial(self.pending, made), over)
+
+        target = Target("tcp", name, ipaddress.IPv4Address(address), packet.target_port(syn))
+        self._begin(target, make_end)
+
+    def _begin(self, target: Target, make_end: Callable[[Connection], End]) -> None:
+        connection = Connection(self, target, make_end)
+        self.connections.add(connection)
         self.pending(connection)
         connection.start()
 
-    def _allows(self, request: NameQuery) -> bool:
+    def _allows(self, name: str) -> bool:
         try:
-            return judge_name(self.policy, canonical(request.name), None) is None
+            return judge_name(self.policy, canonical(name), None) is None
         except ValueError:
             return False
 

@@ -83,14 +83,13 @@ class Settled:
 
     def listen_call(self) -> dict[str, Any] | None:
         """The arguments of airlockd's `listen`, or None where it has nothing to do."""
-        if not self.to_host and not self.sockets and self.config.denied_names == "resolve":
+        if not self.to_host and not self.sockets:
             return None
         return {
             "ports": sorted(self.to_host),
             "sockets": [
                 {"name": each.name, "path": each.guest, "up": each.is_there} for each in self.sockets.values()
             ],
-            "denied_names": self.config.denied_names,
         }
 
     def close(self) -> None:

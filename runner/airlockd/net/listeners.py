@@ -47,7 +47,6 @@ class Listeners:
         if fds:
             self._namespace = fds[0]
         try:
-            self._network.ask_about_names(order["denied_names"] == "nxdomain")
             for port in order["ports"]:
                 self._listen_port(int(port))
             for entry in order["sockets"]:
@@ -100,7 +99,7 @@ class Listeners:
             else:
                 relay.attach(connected)
 
-        relay = self._network.connect(arguments, answered, lambda _relay: None)
+        relay = self._network.connect(arguments, answered)
 
     # ---- sockets
 

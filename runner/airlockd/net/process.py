@@ -46,8 +46,11 @@ class NetworkProcess:
         self._waiting.append(answered)
 
 
-def start(port: int, *close: int) -> NetworkProcess | None:
-    """Fork it with the port airlock.network, without the descriptors `close`; None where the kernel has no TUN."""
+def start(port: int, packets: int, *close: int) -> NetworkProcess | None:
+    """Fork it with the ports airlock.network and airlock.packets, without the descriptors `close`.
+
+    Gives None where the kernel has no TUN.
+    """
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
     if pid:
@@ -62,20 +65,28 @@ def start(port: int, *close: int) -> NetworkProcess | None:
         here.close()
         for fd in close:
             os.close(fd)
-        _serve(port, there)
+        _serve(port, packets, there)
     except BaseException:
         traceback.print_exc()
     finally:
         os._exit(1)
 
 
-def _serve(port: int, channel: socket.socket) -> None:
-    from airlockd.net import tun
+def _serve(port: int, packets: int, channel: socket.socket) -> None:
+    from airlockd.net import pump, tun
 
     try:
         device = tun.create()
     except FileNotFoundError:
         return
+    pumping = os.fork()
+    if not pumping:
+        channel.close()
+        os.close(port)
+        pump.run(device, packets)
+        return
+    os.close(device)
+    os.close(packets)
     from airlockd.net.service import run
 
-    run(device, port, channel)
+    run(port, channel, pumping)

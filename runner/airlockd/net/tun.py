@@ -10,18 +10,13 @@ import os
 import socket
 import struct
 
-from airlockd.net.flows import DEVICE, GATEWAY
+from airlockd.protocol.packets import MTU
 
 NAME = "airlock0"
-MTU = 65520
-"""Large, so that what is sent without segmentation offload crosses in few packets too."""
+DEVICE, GATEWAY = bytes((192, 168, 77, 1)), bytes((192, 168, 77, 2))
 QUEUE = 4096
 """Packets that wait to be read. The kernel's 500 are fewer than the connections that a program that is killed resets at
 once, and a reset that is lost is never sent again."""
-HEADER = 10
-"""Bytes of struct virtio_net_hdr before each packet: flags, kind of segments, and four offsets and sizes."""
-MAX_PACKET = HEADER + 65535
-NEEDS_CHECKSUM = 1
 _STEERING = ("/proc/sys/net/core/rps_sock_flow_entries", f"/sys/class/net/{NAME}/queues/rx-0/rps_flow_cnt")
 _STEERED = "4096"
 """Connections, more or less, of which is known where they are read."""

@@ -1,6 +1,6 @@
-"""Virtual DNS: a query in, the answer out. Nothing is resolved here, and no query leaves the guest.
+"""Virtual DNS: a query in, the answer out. Nothing is resolved here, and no query goes anywhere.
 
-Pure. Every name has a synthetic address, whatever it is; the host resolves it when a connection is made. Sources:
+Pure. Every name has a synthetic address, whatever it is; it is resolved when a connection is made. Sources:
 RFC 1035, 6761 (localhost), 6891 (a server without EDNS leaves OPT out), 8020.
 """
 
@@ -11,7 +11,7 @@ import struct
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from airlockd.net.names import Names
+    from airlock_runner.net.synthetic import Names
 
 A, PTR, ANY = 1, 12, 255
 TTL = 10
@@ -22,7 +22,7 @@ _IN = 1
 _HEADER = struct.Struct(">HHHHHH")
 _RESPONSE, _OPCODE, _TRUNCATED, _RECURSION_DESIRED, _RECURSION_AVAILABLE = 0x8000, 0x7800, 0x200, 0x100, 0x80
 _LABEL = re.compile(rb"[!-\-/-~]{1,63}")
-"""Printable ASCII but the dot: what a name may have for the host to look at it. Others do not exist."""
+"""Printable ASCII but the dot: what a name may have to be looked at. Others do not exist."""
 _SYNTHETIC = re.compile(r"(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.in-addr\.arpa")
 
 

@@ -1,4 +1,4 @@
-"""Synthetic addresses: one per name that was asked for, given out by age. Pure; dns.py and flows use it."""
+"""Synthetic addresses: one per name that was asked for, given out by age. Pure; airlock0.py has them."""
 
 from __future__ import annotations
 

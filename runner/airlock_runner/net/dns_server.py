@@ -1,4 +1,4 @@
-"""DNS over TCP: queries with a length before them (RFC 1035, 4.2.2; RFC 7766). service.py makes one per connection."""
+"""DNS over TCP: queries with a length before them (RFC 1035, 4.2.2; RFC 7766). airlock0.py makes one per connection."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from airlockd.net.service import Network
+    from airlockd.protocol.loop import Loop
 
 IDLE_SECONDS = 30.0
 MAX_WAITING = 256 * 1024
@@ -16,25 +16,25 @@ MAX_WAITING = 256 * 1024
 
 
 class DnsConnection:
-    """Serves one connection and closes it; `on_done` is called then."""
+    """Serves one connection, and closes it. `resolve` gives the answer to a query, or None for none."""
 
-    def __init__(self, network: Network, connected: socket.socket, on_done: Callable[[], None]) -> None:
+    def __init__(
+        self, loop: Loop, connected: socket.socket, resolve: Callable[[bytes], bytes | None]
+    ) -> None:
         connected.setblocking(False)
-        self._network, self._socket, self._on_done = network, connected, on_done
+        self._loop, self._socket, self._resolve = loop, connected, resolve
         self._input, self._output = bytearray(), bytearray()
-        self._asked = 0
         self._open, self._ended = True, False
-        self._idle = network.loop.call_later(IDLE_SECONDS, self.close)
-        network.loop.on_readable(connected.fileno(), self._read)
+        self._idle = loop.call_later(IDLE_SECONDS, self.close)
+        loop.on_readable(connected.fileno(), self._read)
 
     def close(self) -> None:
         """Close it, whatever is under way."""
         if self._open:
             self._open = False
             self._idle.cancel()
-            self._network.loop.forget(self._socket.fileno())
+            self._loop.forget(self._socket.fileno())
             self._socket.close()
-            self._on_done()
 
     def _read(self) -> None:
         try:
@@ -47,42 +47,35 @@ class DnsConnection:
         if not data:
             # It may have ended its half alone, and wait for answers.
             self._ended = True
-            self._network.loop.on_readable(self._socket.fileno(), None)
+            self._loop.on_readable(self._socket.fileno(), None)
             self._write()
             return
         self._idle.cancel()
-        self._idle = self._network.loop.call_later(IDLE_SECONDS, self.close)
+        self._idle = self._loop.call_later(IDLE_SECONDS, self.close)
         self._input += data
-        while self._open and len(self._input) >= 2:
+        while len(self._input) >= 2:
             size = int.from_bytes(self._input[:2], "big")
             if len(self._input) < 2 + size:
-                return
+                break
             query = bytes(self._input[2 : 2 + size])
             del self._input[: 2 + size]
-            self._asked += 1
-            if not self._network.resolve(query, self._answer):
+            answer = self._resolve(query)
+            if answer is None or len(self._output) > MAX_WAITING:
                 self.close()
-
-    def _answer(self, answer: bytes) -> None:
-        if not self._open:
-            return
-        self._asked -= 1
-        self._output += len(answer).to_bytes(2, "big") + answer
-        if len(self._output) > MAX_WAITING:
-            self.close()
-        else:
-            self._write()
+                return
+            self._output += len(answer).to_bytes(2, "big") + answer
+        self._write()
 
     def _write(self) -> None:
         try:
             while self._output:
                 del self._output[: self._socket.send(self._output)]
         except BlockingIOError:
-            self._network.loop.on_writable(self._socket.fileno(), self._write)
+            self._loop.on_writable(self._socket.fileno(), self._write)
             return
         except OSError:
             self.close()
             return
-        self._network.loop.on_writable(self._socket.fileno(), None)
-        if self._ended and not self._asked:
+        self._loop.on_writable(self._socket.fileno(), None)
+        if self._ended:
             self.close()

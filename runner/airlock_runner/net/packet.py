@@ -1,17 +1,18 @@
-"""Packets as bytes: checksums, the rewriting of addresses, and the answers that airlock0 gives by itself.
+"""Packets as bytes: what is in them, checksums, and the answers that airlock0 gives by itself.
 
-Pure. Packets are IPv4 without options unless said; sources: RFC 791, 792, 1071, 1624, 4443, 9293.
+Pure. Packets are IPv4 without options unless said; sources: RFC 791, 792, 1071, 4443, 9293.
 """
 
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
 
 TCP, UDP, ICMP, ICMPV6, SCTP = 6, 17, 1, 58, 132
-FIN, SYN, RST, ACK = 0x01, 0x02, 0x04, 0x10
+FIN, SYN, RST, PSH, ACK = 0x01, 0x02, 0x04, 0x08, 0x10
 NET_UNREACHABLE, HOST_UNREACHABLE, PROTOCOL_UNREACHABLE, PORT_UNREACHABLE, PROHIBITED = 0, 1, 2, 3, 13
 """Codes of ICMP's `destination unreachable`."""
+GATEWAY, RESOLVER = bytes((192, 168, 77, 2)), bytes((10, 0, 0, 1))
+"""The addresses that are airlock's own: the next hop of airlock0, and the name server of resolv.conf."""
 HEADER = 20
 """Bytes of an IPv4 header without options, and where the transport's header starts."""
 _ICMP_ERRORS = (3, 4, 5, 11, 12)
@@ -19,42 +20,10 @@ _NO_ROUTE6, _NOBODY6 = 0, 4
 """Codes of ICMPv6's `destination unreachable`."""
 _TTL = 64
 _TUPLE = slice(12, 24)
-_IP_SUM, _TCP_SUM, _FLAGS = 10, HEADER + 16, HEADER + 13
+_IP_SUM, _FLAGS = 10, HEADER + 13
 _SHORT = struct.Struct(">H")
 _IP = struct.Struct(">BBHHHBBH4s4s")
 _TCP_HEADER = struct.Struct(">HHIIBBHHH")
-
-
-class Rewrite(NamedTuple):
-    """New source, destination and ports of a packet (12 bytes, as they lie in it), and what they do to its sums."""
-
-    tuple: bytes
-    address_delta: int
-    delta: int
-
-
-def rewriting(old: bytes, new: bytes) -> Rewrite:
-    """How to turn a packet of the tuple `old` into one of `new`."""
-    return Rewrite(new, (_sum(new[:8]) - _sum(old[:8])) % 0xFFFF, (_sum(new) - _sum(old)) % 0xFFFF)
-
-
-def rewrite(packet: bytearray | memoryview, at: int, how: Rewrite, *, partial: bool) -> None:
-    """Rewrite the TCP packet that lies in `packet` from `at` on, and its checksums by difference (RFC 1624).
-
-    `partial`: its TCP checksum is of the pseudo-header alone and not complemented, the rest is the kernel's to add
-    (VIRTIO_NET_HDR_F_NEEDS_CSUM).
-    """
-    packet[at + 12 : at + 24] = how.tuple
-    place = at + _IP_SUM
-    _SHORT.pack_into(
-        packet, place, 0xFFFF - (0xFFFF - _SHORT.unpack_from(packet, place)[0] + how.address_delta) % 0xFFFF
-    )
-    place = at + _TCP_SUM
-    found = _SHORT.unpack_from(packet, place)[0]
-    if partial:
-        _SHORT.pack_into(packet, place, (found + how.address_delta) % 0xFFFF)
-    else:
-        _SHORT.pack_into(packet, place, 0xFFFF - (0xFFFF - found + how.delta) % 0xFFFF)
 
 
 def is_plain(packet: bytes | memoryview) -> bool:
@@ -62,9 +31,9 @@ def is_plain(packet: bytes | memoryview) -> bool:
     return packet[0] == 0x45 and not _SHORT.unpack_from(packet, 6)[0] & 0x3FFF
 
 
-def is_plain_tcp(packet: bytes | memoryview) -> bool:
-    """Whether it is an unfragmented TCP packet over IPv4 without options, whole up to the end of both headers."""
-    return len(packet) >= 2 * HEADER and packet[9] == TCP and is_plain(packet)
+def is_whole_tcp(packet: bytes | memoryview) -> bool:
+    """Whether a plain packet of TCP that is long enough for both headers has the options that it says it has."""
+    return 2 * HEADER <= HEADER + (packet[HEADER + 12] >> 4) * 4 <= len(packet)
 
 
 def tuple_of(packet: bytes | memoryview) -> bytes:
@@ -86,19 +55,19 @@ def destination(packet: bytes | memoryview) -> tuple[int, bytes, int | None]:
     return protocol, address, _SHORT.unpack_from(packet, end + 2)[0] if has_port else None
 
 
-def back(tuple_: bytes) -> bytes:
-    """The tuple of what is sent the other way."""
-    return tuple_[4:8] + tuple_[:4] + tuple_[10:12] + tuple_[8:10]
-
-
 def tcp_flags(packet: bytes | memoryview) -> int:
     """The flags of a TCP packet."""
     return packet[_FLAGS]
 
 
-def tcp_number(packet: bytes | memoryview) -> bytes:
+def tcp_number(packet: bytes | memoryview) -> int:
     """The sequence number of a TCP packet."""
-    return bytes(packet[HEADER + 4 : HEADER + 8])
+    return int.from_bytes(packet[HEADER + 4 : HEADER + 8], "big")
+
+
+def target_port(packet: bytes | memoryview) -> int:
+    """The port that a plain packet of TCP or UDP goes to."""
+    return int.from_bytes(packet[HEADER + 2 : HEADER + 4], "big")
 
 
 def checksum(data: bytes | memoryview) -> int:
