@@ -61,7 +61,7 @@ def feed(data: bytes) -> str | None:
         log=lambda record: logged.append(_encode(record.values()).encode()),
     )  # fmt: skip
     # An answer goes nowhere: a pipe has no way back.
-    link.flush = lambda: link.mux.written(link.mux.output_size)  # type: ignore[method-assign]
+    link.flush = lambda: link.mux.output.written(link.mux.output.size)  # type: ignore[method-assign]
     os.set_blocking(write, False)
     view = memoryview(data)
     while view and not closed:

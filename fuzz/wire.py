@@ -82,7 +82,7 @@ def feed(data: bytes) -> str | None:
 def _silent(control: Control) -> Any:
     def flush() -> None:
         mux = control.link.mux
-        mux.written(mux.output_size)
+        mux.output.written(mux.output.size)
 
     return flush
 

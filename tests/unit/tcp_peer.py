@@ -71,8 +71,9 @@ class Peer:
         """A segment arrives."""
         assert not found.flags & packet.RST
         if found.flags & packet.SYN:
-            self.expected = (found.number + 1) & MASK
-            self.theirs = found.window
+            if self.expected is None:
+                self.expected = (found.number + 1) & MASK
+                self.theirs = found.window
         elif self.expected is None:
             return
         else:

@@ -290,7 +290,7 @@ def test_a_guest_that_is_slow_to_read_the_port_loses_nothing(tmp_path: Path) -> 
 
         def measure() -> bool:
             nonlocal most
-            most = max(most, sandbox.service.link.mux.output_size)
+            most = max(most, sandbox.service.link.mux.output.size)
             return calm.is_set()
 
         sandbox.until(measure)

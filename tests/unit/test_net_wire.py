@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airlock_runner.net import wire as wire_module
-from airlock_runner.net.wire import BACKLOG, MAX_OUTPUT, Wire
+from airlock_runner.net.wire import MAX_OUTPUT, Wire
 from airlockd.protocol.loop import Loop
+from airlockd.protocol.output import BACKLOG
 from airlockd.protocol.packets import HEADER, LENGTH, MAX_RECORD
 
 if TYPE_CHECKING:
@@ -96,22 +97,22 @@ def test_those_that_came_together_are_told_together(ends: Ends) -> None:
 def test_a_guest_that_does_not_read_makes_packets_lost_and_no_heap(ends: Ends) -> None:
     order: list[str] = []
     record = bytes(64 * 1024)
-    while not ends.wire.congested:
+    while not ends.wire.output.congested:
         ends.wire.put([record])
         ends.round()
-    assert ends.wire._size < BACKLOG + 2 * len(record)
-    ends.wire.when_clear(lambda: order.append("first"))
-    ends.wire.when_clear(lambda: order.append("second"))
+    assert ends.wire.output.size < BACKLOG + 2 * len(record)
+    ends.wire.output.when_clear(lambda: order.append("first"))
+    ends.wire.output.when_clear(lambda: order.append("second"))
     for _ in range(1000):
         ends.wire.put([record])
-    assert ends.wire._size <= MAX_OUTPUT + len(record)
+    assert ends.wire.output.size <= MAX_OUTPUT + len(record)
     assert order == []
     received = 0
-    while ends.wire._size:
+    while ends.wire.output.size:
         received += len(ends.guest.recv(1 << 20))
         ends.round()
     assert order == ["first", "second"]
-    assert not ends.wire.congested
+    assert not ends.wire.output.congested
     assert received > MAX_OUTPUT - (1 << 20)
 
 

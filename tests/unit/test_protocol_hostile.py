@@ -92,7 +92,7 @@ def test_many_streams_leave_no_more_than_the_last() -> None:
     for number in range(1, 100_001):
         mux.open(number)
         mux.reset(number)
-        mux.written(mux.output_size)
+        mux.output.written(mux.output.size)
     assert len(mux._forgotten) == MAX_STREAMS
     assert not mux._streams
     # The last are still known, so that what was on its way for them is no breach.

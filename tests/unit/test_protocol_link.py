@@ -50,14 +50,14 @@ def test_an_end_that_has_us_answer_and_does_not_read_is_given_up(monkeypatch: py
         link.open(stream, Ignoring())
         link.mux.send_data(stream, b"x" * link.mux.credit(stream))
         link.flush()
-    assert link.mux.output_size > 60 * WINDOW
+    assert link.mux.output.size > 60 * WINDOW
     for _ in range(64):
         link.mux.send({"t": "event", "name": "x"}, b"x" * MAX_PAYLOAD)
         link.flush()
         if link.closed:
             break
     assert ended == ["the other end does not read"]
-    assert link.mux.output_size < 64 * WINDOW + 10 * MAX_PAYLOAD
+    assert link.mux.output.size < 64 * WINDOW + 10 * MAX_PAYLOAD
     theirs.close()
     loop.close()
 

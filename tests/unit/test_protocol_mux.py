@@ -25,8 +25,8 @@ from airlockd.protocol.mux import (
 
 def take(mux: Mux) -> bytes:
     """Everything that is queued, as a perfect wire would carry it."""
-    wire = b"".join(bytes(part) for part in mux.buffers())
-    mux.written(len(wire))
+    wire = b"".join(bytes(part) for part in mux.output.buffers)
+    mux.output.written(len(wire))
     return wire
 
 
@@ -51,7 +51,7 @@ def test_data_arrives_in_order_and_is_credited_in_portions() -> None:
     here.send_data(1, b"abc")
     assert deliver(here, there) == [Data(1, b"abc")]
     there.consumed(1, 3)
-    assert there.output_size == 0
+    assert there.output.size == 0
     here.send_data(1, bytes(WINDOW // 4))
     received = sum(len(event.data) for event in deliver(here, there) if isinstance(event, Data))
     there.consumed(1, received)

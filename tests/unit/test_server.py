@@ -238,6 +238,6 @@ def test_a_command_that_is_too_long_is_told_before_anything_is_sent(wires: Wires
         RemoteCommand(wires.control, terminal, call, ignore, ignore)
     assert caught.value.exit_code == 126
     assert len(os.listdir("/proc/self/fd")) == before
-    assert not wires.control.link.mux.output_size
+    assert not wires.control.link.mux.output.size
     with pytest.raises(TooLargeError):
         wires.control.call("daemons", {"x": "y" * MAX_HEADER}, ignore, ignore)

@@ -213,9 +213,11 @@ class Airlock0:
             self.answer(packet.tcp_reset(syn))
             return
         self._dns_connections += 1
+        served = DnsConnection(self.loop, theirs, self._resolve)
 
         def over() -> None:
             self._dns_connections -= 1
+            served.close()
 
         def tick() -> None:
             if relay.tick():
@@ -225,7 +227,6 @@ class Airlock0:
             self.loop.call_later(TICK_SECONDS, tick)
 
         relay = TcpRelay(self, syn, tick_later, over)
-        DnsConnection(self.loop, theirs, self._resolve)
         relay.accept(ours)
 
     # ---- programs that are not there any more

@@ -74,42 +74,24 @@ class End(Protocol):
         """Called now and then for as long as it gives True."""
 
 
-class StreamEnd:
+class StreamEnd(Relay):
     """A stream that the guest has asked for by call `number`."""
 
+    __slots__ = ("_number",)
+
     def __init__(self, link: Link, number: int, stream: int, on_done: Callable[[], None]) -> None:
-        self._link, self._number = link, number
-        self._relay = Relay(link, stream, lambda _relay: on_done())
-
-    @property
-    def done(self) -> bool:
-        """Whether it is over."""
-        return self._relay.done
-
-    @property
-    def broken(self) -> bool:
-        """Whether it was by a reset."""
-        return self._relay.broken
-
-    @property
-    def sent(self) -> int:
-        """Bytes to the guest."""
-        return self._relay.sent
-
-    @property
-    def received(self) -> int:
-        """Bytes from the guest."""
-        return self._relay.received
+        self._number = number
+        super().__init__(link, stream, lambda _relay: on_done())
 
     def accept(self, connected: socket.socket) -> None:
         """Tell it."""
         self._link.mux.send({"t": "reply", "id": self._number})
-        self._relay.attach(connected)
+        self.attach(connected)
 
     def refuse(self, error: str, message: str) -> None:
         """Tell it."""
         self._link.mux.send({"t": "error", "id": self._number, "errno": error, "message": message})
-        self._relay.abort()
+        self.abort()
 
     def tick(self) -> bool:
         """A link waits for nothing."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import socket
-import struct
 import time
 from typing import TYPE_CHECKING
 
 from airlock_runner.net.record import Record
 from airlockd.protocol.loop import NO_DESCRIPTORS
-from airlockd.protocol.relay import Relay
+from airlockd.protocol.relay import Relay, reset
 
 if TYPE_CHECKING:
     from airlock_runner.net.record import State
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 DIAL_SECONDS = 30.0
 PAUSE_SECONDS = 1.0
 """For a listener that cannot accept, because all descriptors are in use."""
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class Forward:
@@ -50,7 +48,7 @@ class Forward:
                 self._service.loop.call_later(PAUSE_SECONDS, self._listen)
             return
         if self._service.full:
-            _reset(client)
+            reset(client)
             return
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         Outgoing(self._service, self.to_guest, client)
@@ -95,7 +93,7 @@ class Outgoing:
         self._service.settled(self)
         if self._client is not None:
             # That is as near to "connection refused" as it gets once a connection is accepted.
-            _reset(self._client)
+            reset(self._client)
             self._client = None
             if self.record.state != "failed":
                 self._log("failed", "ECONNRESET")
@@ -108,10 +106,3 @@ class Outgoing:
         self.record.state, self.record.error = state, error
         self.record.seconds = round(time.monotonic() - self._began, 3)
         self._service.log(self.record)
-
-
-def _reset(client: socket.socket) -> None:
-    try:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-    finally:
-        client.close()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import socket
-import struct
 from typing import TYPE_CHECKING
 
 from airlock_runner.net import packet
 from airlock_runner.net.tcp import Tcp
+from airlockd.protocol.relay import reset_on_close
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 8
 """Segments that one connection may send before others have their turn."""
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _CODES = {
     "EHOSTUNREACH": packet.HOST_UNREACHABLE,
     "ENETUNREACH": packet.NET_UNREACHABLE,
@@ -148,9 +147,9 @@ class TcpRelay:
     def _read(self) -> None:
         assert self._socket is not None
         tcp, receive = self.tcp, self._socket.recv
-        if self._network.wire.congested:
+        if self._network.wire.output.congested:
             self._stop_reading()
-            self._network.wire.when_clear(self._go_on)
+            self._network.wire.output.when_clear(self._go_on)
             return
         try:
             for _ in range(_AT_ONCE):
@@ -229,10 +228,7 @@ class TcpRelay:
             return
         self.broken = True
         if self._socket is not None:
-            try:
-                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-            except OSError:
-                pass
+            reset_on_close(self._socket)
         self._close()
 
     def _close(self) -> None:

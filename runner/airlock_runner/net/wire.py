@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from typing import TYPE_CHECKING
 
+from airlockd.protocol.output import Output
 from airlockd.protocol.packets import HEADER, LENGTH, MAX_RECORD
 
 if TYPE_CHECKING:
@@ -14,11 +14,8 @@ if TYPE_CHECKING:
     from airlockd.protocol.loop import Loop
 
 READ_SIZE = 1024 * 1024
-BACKLOG = 2 * 1024 * 1024
-"""Bytes waiting to be written from which on the wire is `congested`: what more there is to send waits where it is."""
 MAX_OUTPUT = 8 * 1024 * 1024
 """Bytes waiting to be written beyond which packets are lost."""
-_BUFFERS = 64
 
 
 class Wire:
@@ -41,43 +38,23 @@ class Wire:
         self._on_packet, self._on_pause, self._on_close = on_packet, on_pause, on_close
         self._space: memoryview | None = None
         self._filled = 0
-        self._output: deque[bytes | memoryview] = deque()
-        self._size = 0
+        self.output = Output()
         self._waiting = False
-        self._held: deque[Callable[[], None]] = deque()
         os.set_blocking(fd, False)
         loop.on_readable(fd, self._read)
         loop.after(self.flush)
 
     def put(self, buffers: list[bytes]) -> None:
         """Send these, which are one record; or lose them, as a wire may."""
-        if self._size > MAX_OUTPUT or self.closed:
-            return
-        for each in buffers:
-            self._output.append(each)
-            self._size += len(each)
-
-    @property
-    def congested(self) -> bool:
-        """Whether enough is waiting to be written."""
-        return self._size > BACKLOG
-
-    def when_clear(self, callback: Callable[[], None]) -> None:
-        """Call back once there is room again; those that wait longest have their turn first."""
-        self._held.append(callback)
+        if self.output.size <= MAX_OUTPUT and not self.closed:
+            self.output.add(buffers)
 
     def flush(self) -> None:
         """Write what is queued, as far as the descriptor takes it now."""
         if self.closed or self._waiting:
             return
-        output = self._output
         try:
-            while output or self._held:
-                while self._held and not self.congested:
-                    self._held.popleft()()
-                if output:
-                    count = min(len(output), _BUFFERS)
-                    self._written(os.writev(self._fd, [output[number] for number in range(count)]))
+            self.output.write(self._fd)
         except BlockingIOError:
             self._waiting = True
             self._loop.on_writable(self._fd, self._writable)
@@ -90,21 +67,8 @@ class Wire:
             self.closed = True
             self._loop.forget(self._fd)
             os.close(self._fd)
-            self._output.clear()
-            self._held.clear()
+            self.output = Output()
             self._on_close(reason)
-
-    def _written(self, count: int) -> None:
-        self._size -= count
-        output = self._output
-        while count:
-            first = output[0]
-            if len(first) <= count:
-                count -= len(first)
-                output.popleft()
-            else:
-                output[0] = memoryview(first)[count:]
-                count = 0
 
     def _writable(self) -> None:
         self._waiting = False

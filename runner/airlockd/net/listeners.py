@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from airlockd import linux
 from airlockd.protocol.loop import NO_DESCRIPTORS
-from airlockd.protocol.relay import Relay
+from airlockd.protocol.relay import Relay, reset
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -236,10 +236,3 @@ class _Attempt:
     def _next(self, number: int) -> None:
         self._first_error = self._first_error or number
         self.start()
-
-
-def reset(connected: socket.socket) -> None:
-    """Close it so that whoever is connected sees that it was broken off."""
-    if connected.family != socket.AF_UNIX:
-        connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-    connected.close()

@@ -6,7 +6,6 @@ Used by airlockd on its ports, by the session on both of its sides, and by `airl
 from __future__ import annotations
 
 import os
-from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 from airlockd.protocol.frames import ProtocolError
@@ -24,10 +23,6 @@ _PAGE = 4096
 MAX_OUTPUT = 64 * 1024 * 1024
 """Bytes waiting to be written, beyond a window for each open stream, at which the other end counts as stuck: it has us
 answer and does not read."""
-
-
-BACKLOG = 2 * 1024 * 1024
-"""Bytes waiting to be written from which on a link is `congested`: what more there is to send waits where it is."""
 
 
 class StreamHandler(Protocol):
@@ -69,7 +64,6 @@ class Link:
         self._space = memoryview(bytearray(BULK_READ_SIZE if bulk else READ_SIZE))
         self._pages = [self._space[start : start + _PAGE] for start in range(_PAGE, len(self._space), _PAGE)]
         self._waiting = False
-        self._held: deque[Callable[[], None]] = deque()
         os.set_blocking(fd, False)
         loop.on_readable(fd, self._read)
         loop.after(self.flush)
@@ -89,18 +83,9 @@ class Link:
             if handler is not None:
                 handler.on_reset()
 
-    @property
-    def congested(self) -> bool:
-        """Whether enough is waiting to be written. Windows bound each stream; this bounds a thousand of them."""
-        return self.mux.output_size > BACKLOG
-
-    def when_clear(self, callback: Callable[[], None]) -> None:
-        """Call back once there is room again; those that wait longest have their turn first."""
-        self._held.append(callback)
-
     def flush(self) -> None:
         """Write what is queued, as far as the descriptor takes it now."""
-        mux = self.mux
+        mux, output = self.mux, self.mux.output
         if mux.gone:
             for stream in mux.gone:
                 if not mux.is_open(stream):
@@ -109,17 +94,11 @@ class Link:
         if self.closed:
             return
         if self._waiting:
-            if mux.output_size > MAX_OUTPUT + mux.windows:
+            if output.size > MAX_OUTPUT + mux.windows:
                 self.close("the other end does not read")
             return
         try:
-            while mux.output_size or self._held:
-                while self._held and not self.congested:
-                    self._held.popleft()()
-                buffers = mux.buffers()
-                # Those that waited may have had nothing to say after all.
-                if buffers:
-                    mux.written(os.writev(self._fd, [buffers[i] for i in range(min(len(buffers), 64))]))
+            output.write(self._fd)
         except BlockingIOError:
             self._waiting = True
             self.loop.on_writable(self._fd, self._writable)

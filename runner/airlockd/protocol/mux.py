@@ -7,10 +7,10 @@ connection on a sender who sends more than it gave credit for.
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airlockd.protocol.frames import MAX_PAYLOAD, Decoder, Header, ProtocolError, encode, pack
+from airlockd.protocol.output import Output
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,36 +92,13 @@ class Mux:
         self._forgotten: dict[int, None] = {}
         self.gone: list[int] = []
         """Streams that are closed both ways since somebody looked and emptied the list."""
-        self._output: deque[bytes | memoryview] = deque()
-        self.output_size = 0
+        self.output = Output()
 
     # ---- output
 
-    def buffers(self) -> deque[bytes | memoryview]:
-        """What is waiting to be written, in order; take from it through `written`."""
-        return self._output
-
-    def written(self, count: int) -> None:
-        """Drop the first `count` bytes of the output."""
-        self.output_size -= count
-        output = self._output
-        while count:
-            first = output[0]
-            if len(first) <= count:
-                count -= len(first)
-                output.popleft()
-            else:
-                output[0] = memoryview(first)[count:]
-                count = 0
-
     def send(self, header: Header, payload: bytes | memoryview = b"") -> None:
         """Queue a frame that belongs to no stream."""
-        self._queue(encode(header, payload))
-
-    def _queue(self, parts: list[bytes | memoryview]) -> None:
-        for part in parts:
-            self._output.append(part)
-            self.output_size += len(part)
+        self.output.add(encode(header, payload))
 
     # ---- streams
 
@@ -157,14 +134,14 @@ class Mux:
         state.credit -= len(data)
         view = memoryview(data)
         for start in range(0, len(view), MAX_PAYLOAD):
-            self._queue(pack(b'{"t":"data","s":%d}' % stream, view[start : start + MAX_PAYLOAD]))
+            self.output.add(pack(b'{"t":"data","s":%d}' % stream, view[start : start + MAX_PAYLOAD]))
 
     def send_end(self, stream: int) -> None:
         """Say that nothing more comes from this end; harmless when already said or closed."""
         state = self._streams.get(stream)
         if state is not None and not state.sent_end:
             state.sent_end = True
-            self._queue(pack(b'{"t":"end","s":%d}' % stream))
+            self.output.add(pack(b'{"t":"end","s":%d}' % stream))
             self._forget_if_done(stream, state)
 
     def consumed(self, stream: int, count: int) -> None:
@@ -184,7 +161,7 @@ class Mux:
             state.window = WINDOW
             state.owed += more
         state.receive_window += state.owed
-        self._queue(pack(b'{"t":"credit","s":%d,"n":%d}' % (stream, state.owed)))
+        self.output.add(pack(b'{"t":"credit","s":%d,"n":%d}' % (stream, state.owed)))
         state.owed = 0
 
     def finished(self, stream: int) -> None:
@@ -195,7 +172,7 @@ class Mux:
         """Drop a stream both ways; harmless when it is closed."""
         if self._streams.pop(stream, None) is not None:
             self._forget(stream)
-            self._queue(pack(b'{"t":"reset","s":%d}' % stream))
+            self.output.add(pack(b'{"t":"reset","s":%d}' % stream))
 
     # ---- input
 

@@ -20,6 +20,21 @@ READ_SIZE = 256 * 1024
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
+def reset_on_close(connected: socket.socket) -> None:
+    """Have its end seen as a break."""
+    try:
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    except OSError:
+        # It is broken already.
+        pass
+
+
+def reset(connected: socket.socket) -> None:
+    """Close it so that whoever is connected sees that it was broken off."""
+    reset_on_close(connected)
+    connected.close()
+
+
 class Relay:
     """Opens `stream` at once and keeps what arrives, at most a window, until `attach` brings the socket.
 
@@ -93,10 +108,10 @@ class Relay:
     def _read(self) -> None:
         assert self._socket is not None
         mux, stream = self._link.mux, self._stream
-        if self._link.congested:
+        if self._link.mux.output.congested:
             # It stays `_reading`, so that credit does not start it a second time.
             self._link.loop.on_readable(self._socket.fileno(), None)
-            self._link.when_clear(self._go_on)
+            self._link.mux.output.when_clear(self._go_on)
             return
         try:
             data = self._socket.recv(min(READ_SIZE, mux.credit(stream)))
@@ -160,10 +175,7 @@ class Relay:
             return
         self.broken = True
         if self._socket is not None:
-            try:
-                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-            except OSError:
-                pass
+            reset_on_close(self._socket)
         self._close()
 
     def _close(self) -> None:
