@@ -65,3 +65,14 @@ def test_however_much_is_sent_lines_and_memory_are_bounded(monkeypatch: pytest.M
     assert len(written.lines) <= BURST + 10 + KNOWN + 1
     # Every packet is in one of the lines, if not by its own destination.
     assert sum({name: count for name, _, count in written.lines}.values()) == 40_000
+
+
+def test_who_is_new_does_not_wait_behind_one_that_shouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = Written(monkeypatch)
+    for number in range(BURST + 20):
+        written.packet(number)
+    written.packet(5353)
+    assert all(port != 5353 for _, port, _ in written.lines)
+    written.now += 1
+    written.refusals._write()
+    assert written.lines[-1][1] == 5353

@@ -94,6 +94,9 @@ def test_both_have_what_the_other_sent(
 ) -> None:
     up, down = os.urandom(there), os.urandom(back)
     ends = Ends(Peer(first, up), down)
+    if there % 2:
+        ends.to_peer()
+        ends.to_airlock()
     for step, flag, number in steps:
         match step:
             case "to_airlock":
@@ -126,6 +129,29 @@ def connected(window: int = 65535) -> Ends:
     ends.to_airlock()
     assert not ends.records
     return ends
+
+
+@pytest.mark.parametrize(
+    ("segments", "received"),
+    [
+        ([(0, b"abc"), (3, b"def")], b"abcdef"),
+        ([(3, b"def")], b""),
+        ([(3, b"def"), (0, b"abc")], b"abc"),
+        ([(0, b"abc"), (0, b"abc")], b"abc"),
+        ([(0, b"abc"), (1, b"bcdef")], b"abcdef"),
+        ([(0, b"abc"), (1, b"b")], b"abc"),
+        ([(0, b"abc"), (3 - (1 << 31), b"def")], b"abc"),
+    ],
+)
+def test_data_is_taken_in_order_and_once(segments: list[tuple[int, bytes]], received: bytes) -> None:
+    ends = connected()
+    for at, data in segments:
+        ends.give(segment(packet.ACK, FIRST + 1 + at, ends.peer.expected or 0, data))
+        # Each of them is answered, so that the guest knows what to send again.
+        assert ends.records.pop().flags == packet.ACK
+    assert ends.received == received
+    ends.tcp.probe()
+    assert ends.records[-1].acknowledged == (FIRST + 1 + len(received)) & 0xFFFFFFFF
 
 
 # ---- what a segment looks like
