@@ -10,6 +10,7 @@ import socket
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from airlock_runner.net.addresses import parse_address
 from airlock_runner.net.connection import StreamEnd, Target
@@ -66,6 +67,7 @@ class Guest:
     closed: list[str | None] = field(default_factory=list)
     number: int = 0
     stream: int = -1
+    sockets: WeakSet[socket.socket] = field(default_factory=WeakSet)
 
     def connect(self, port: int, name: str | None = None, address: str = "10.2.0.1") -> Client:
         """A program connects."""
@@ -87,6 +89,7 @@ class Guest:
         self.stream += 2
         self.number += 1
         mine, theirs = socket.socketpair()
+        self.sockets.add(mine)
         client = Client(mine, Relay(self.link, self.stream, lambda _relay: None))
         client.relay.attach(theirs)
         self.clients[self.number] = client
@@ -182,8 +185,8 @@ def guest(
         link.close()
         wire.close()
         settled.close()
-        for client in held[0].clients.values():
-            client.mine.close()
+        for mine in tuple(held[0].sockets):
+            mine.close()
         loop.close()
 
 
