@@ -55,7 +55,7 @@ class _Host:
         )  # fmt: skip
 
     def _on_syn(self, syn: memoryview) -> None:
-        self._waiting.append(TcpRelay(self.airlock0, syn, lambda: None, lambda: None))
+        self._waiting.append(TcpRelay(self.airlock0, syn, lambda: None))
 
     def _log(self, record: Record) -> None:
         _encode(record.values()).encode()

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 import struct
 from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
+from net_guest import guest
 from tcp_peer import TUPLE, Peer, Segment, segment
 from test_net_dns import query
 
+from airlock_runner.config.network_model import NetworkConfig
 from airlock_runner.net import airlock0 as module
 from airlock_runner.net import packet
 from airlock_runner.net.airlock0 import Airlock0
+from airlock_runner.net.connection import Connection, Target
 from airlock_runner.net.tcp_relay import TcpRelay
 from airlockd.protocol.loop import Loop
 from airlockd.protocol.packets import HEADER, LENGTH
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 FIRST = 5000
 
@@ -33,17 +38,13 @@ class Ends:
         self.guest.setblocking(False)
         self.asked: list[TcpRelay] = []
         self.done = 0
-        self.busy = 0
         self.end = Airlock0(
             self.loop, ours.detach(), on_syn=self._on_syn, allows=lambda name: "evil" not in name,
             number=lambda: "s-1", log=lambda _record: None, on_close=lambda _reason: None,
         )  # fmt: skip
 
     def _on_syn(self, syn: memoryview) -> None:
-        self.asked.append(TcpRelay(self.end, syn, self._on_busy, self._on_done))
-
-    def _on_busy(self) -> None:
-        self.busy += 1
+        self.asked.append(TcpRelay(self.end, syn, self._on_done))
 
     def _on_done(self) -> None:
         self.done += 1
@@ -154,6 +155,33 @@ def test_what_a_program_sent_to_its_end_arrives_though_the_guest_knows_nothing_o
     assert ends.done == 1
 
 
+def test_what_still_waits_for_a_slow_server_ends_with_the_network(tmp_path: Path) -> None:
+    """The guest has left it alone already: it is in the service's hands only."""
+    with guest(NetworkConfig(), tmp_path) as sandbox:
+        service = sandbox.service
+        relays: list[TcpRelay] = []
+
+        def make_end(made: Connection) -> TcpRelay:
+            syn = memoryview(segment(packet.SYN, FIRST))
+            relays.append(TcpRelay(service.airlock0, syn, made.on_done))
+            return relays[0]
+
+        connection = Connection(service, Target("tcp", None, ipaddress.ip_address("192.0.2.1"), 80), make_end)
+        service.connections.add(connection)
+        ours, theirs = socket.socketpair()
+        with theirs:
+            connection._answer(ours)
+            relays[0].tcp.ended = True
+            relays[0]._pending += b"rest"
+            relays[0].give_up()
+            assert service.connections == {connection}
+            assert not service.airlock0._relays
+            service.close()
+            assert theirs.recv(1) == b""
+        assert not service.connections
+        assert sandbox.records[-1]["state"] == "reset"
+
+
 def test_a_reset_of_either_side_is_one_of_the_other(ends: Ends) -> None:
     peer = Peer(FIRST, b"")
     with ends.connect(peer) as server:
@@ -210,6 +238,25 @@ def test_who_is_silent_is_asked_and_given_up(ends: Ends, monkeypatch: pytest.Mon
         assert flags(ends.rounds()) == [packet.ACK] * module.KEEPALIVE_PROBES
         ends.end._look_for_silent_ones()
         assert ends.done == 1
+
+
+def test_what_is_lost_on_the_wire_is_sent_again_in_time(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DNS and all others alike: whoever waits is ticked, and nobody else."""
+    peer = Peer(FIRST, b"")
+    with ends.connect(peer) as server:
+        ends.end._tick()
+        assert not ends.end._busy
+        server.sendall(b"lost")
+        assert [Segment(each).data for each in ends.rounds()] == [b"lost"]
+        monkeypatch.setattr(module, "TICK_SECONDS", 0.0)
+        for _ in range(3):
+            ends.end._tick()
+        found = [Segment(each) for each in ends.rounds()]
+        assert b"lost" in [each.data for each in found]
+        peer.take(found[0])
+        ends.exchange(peer)
+        assert not ends.end._busy
+    assert peer.received == b"lost"
 
 
 def test_large_windows_are_lent_and_come_back(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,12 +76,15 @@ class Airlock0:
         self._silent: OrderedDict[bytes, int] = OrderedDict()
         self._dns_connections = self._lent = 0
         self._probes: dict[TcpRelay, int] = {}
+        self._busy: set[TcpRelay] = set()
         self._timer: Timer | None = None
+        self._ticker: Timer | None = None
 
     def close(self) -> None:
         """End every connection: nothing more comes."""
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._ticker):
+            if timer is not None:
+                timer.cancel()
         self.wire.close()
         for relay in tuple(self._relays.values()):
             relay.abort()
@@ -95,6 +98,12 @@ class Airlock0:
         if self._timer is None:
             self._timer = self.loop.call_later(KEEPALIVE, self._look_for_silent_ones)
 
+    def busy(self, relay: TcpRelay) -> None:
+        """It waits for something, and is to be ticked."""
+        self._busy.add(relay)
+        if self._ticker is None:
+            self._ticker = self.loop.call_later(TICK_SECONDS, self._tick)
+
     def lend(self) -> bool:
         """Whether one more connection may have a large window."""
         if self._lent == MAX_LENT:
@@ -104,6 +113,7 @@ class Airlock0:
 
     def forget(self, relay: TcpRelay) -> None:
         """The guest has no more to say to it; harmless when it is known already."""
+        self._busy.discard(relay)
         if self._relays.get(relay.key) is relay:
             del self._relays[relay.key]
             self._lent -= relay.tcp.is_large
@@ -123,37 +133,34 @@ class Airlock0:
     # ---- packets
 
     def _on_packet(self, data: memoryview) -> None:
-        if len(data) >= 2 * HEADER and data[0] == 0x45 and data[9] == packet.TCP and packet.is_plain(data):
-            if not packet.is_whole_tcp(data):
-                return
-            relay = self._relays.get(packet.tuple_of(data))
-            flags = packet.tcp_flags(data)
-            if flags & (packet.SYN | packet.ACK) == packet.SYN:
-                self._open(data, relay)
-            elif relay is not None:
-                relay.on_packet(data)
-                if relay.tcp.is_due:
-                    self._owing.add(relay)
-            else:
-                self.answer(packet.tcp_reset(data))
+        if len(data) >= 2 * HEADER and data[9] == packet.TCP and packet.is_plain(data):
+            if packet.is_whole_tcp(data):
+                self._on_tcp(data)
         elif len(data) >= HEADER:
             self._on_other(data)
+
+    def _on_tcp(self, data: memoryview) -> None:
+        relay = self._relays.get(packet.tuple_of(data))
+        opens = packet.tcp_flags(data) & (packet.SYN | packet.ACK) == packet.SYN
+        if opens and (relay is None or relay.tcp.first != packet.tcp_number(data)):
+            if relay is not None:
+                # Another connection from the same port: the program has given up the old one.
+                relay.give_up()
+            self._open(data)
+        elif relay is not None:
+            relay.on_packet(data)
+            if relay.tcp.is_due:
+                self._owing.add(relay)
+        else:
+            self.answer(packet.tcp_reset(data))
 
     def _on_pause(self) -> None:
         for relay in self._owing:
             relay.tcp.acknowledge()
         self._owing.clear()
 
-    def _open(self, syn: memoryview, relay: TcpRelay | None) -> None:
+    def _open(self, syn: memoryview) -> None:
         key, first = packet.tuple_of(syn), packet.tcp_number(syn)
-        if relay is not None:
-            if relay.tcp.first == first:
-                relay.on_packet(syn)
-                if relay.tcp.is_due:
-                    self._owing.add(relay)
-                return
-            # Another connection from the same port: the program has given up the old one.
-            relay.give_up()
         if self._silent.pop(key, None) == first:
             self._silent[key] = first
             return
@@ -219,17 +226,17 @@ class Airlock0:
             self._dns_connections -= 1
             served.close()
 
-        def tick() -> None:
-            if relay.tick():
-                tick_later()
+        TcpRelay(self, syn, over).accept(ours)
 
-        def tick_later() -> None:
-            self.loop.call_later(TICK_SECONDS, tick)
+    # ---- time
 
-        relay = TcpRelay(self, syn, tick_later, over)
-        relay.accept(ours)
-
-    # ---- programs that are not there any more
+    def _tick(self) -> None:
+        self._ticker = None
+        for relay in tuple(self._busy):
+            if not relay.tick():
+                self._busy.discard(relay)
+        if self._busy:
+            self._ticker = self.loop.call_later(TICK_SECONDS, self._tick)
 
     def _look_for_silent_ones(self) -> None:
         self._timer = None

@@ -70,8 +70,8 @@ class End(Protocol):
     def refuse(self, error: str, message: str) -> None:
         """There is none, by the errno of this name."""
 
-    def tick(self) -> bool:
-        """Called now and then for as long as it gives True."""
+    def abort(self) -> None:
+        """Break it off, both ways."""
 
 
 class StreamEnd(Relay):
@@ -92,10 +92,6 @@ class StreamEnd(Relay):
         """Tell it."""
         self._link.mux.send({"t": "error", "id": self._number, "errno": error, "message": message})
         self.abort()
-
-    def tick(self) -> bool:
-        """A link waits for nothing."""
-        return False
 
 
 class Connection:
@@ -134,20 +130,16 @@ class Connection:
             self._start_socket()
 
     def tick(self, now: float) -> None:
-        """Called now and then until the guest has its answer, and when its end asks for that."""
-        if self._told:
-            if not self.end.tick():
-                self._service.settled(self)
-            return
+        """Called now and then until the guest has its answer."""
         if self._dial is not None:
             self._dial.tick(now)
-        if self._tickets and now - self._began > RESOLVE_SECONDS:
+        if not self._told and self._tickets and now - self._began > RESOLVE_SECONDS:
             name = next(iter(self._missing), None)
             denied = f"{name} is denied, and could not be looked up"
             self.record.rule = "not looked up in time" if name is None else denied
             # Nobody has been asked to connect: not the silence of a server, in which a program would wait for long.
             self._fail(errno.EHOSTUNREACH)
-        elif now - self._began > DIAL_SECONDS:
+        elif not self._told and now - self._began > DIAL_SECONDS:
             self._fail(errno.ETIMEDOUT)
 
     # ---- tcp

@@ -9,7 +9,6 @@ import ipaddress
 import resource
 import secrets
 import time
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airlock_runner.net import packet
@@ -97,6 +96,9 @@ class Service:
         for forward in self._forwards:
             forward.close()
         self.airlock0.close()
+        # Those that the guest has left alone already, with something for a slow server.
+        for connection in tuple(self.connections):
+            connection.end.abort()
         if self._timer is not None:
             self._timer.cancel()
         if self._resolver is not None:
@@ -175,7 +177,7 @@ class Service:
                     airlock0.names.release(address)
                 made.on_done()
 
-            return TcpRelay(airlock0, syn, partial(self.pending, made), over)
+            return TcpRelay(airlock0, syn, over)
 
         target = Target("tcp", name, ipaddress.IPv4Address(address), packet.target_port(syn))
         self._begin(target, make_end)

@@ -32,21 +32,18 @@ class TcpRelay:
     """
 
     __slots__ = (
-        "_all_sent", "_network", "_on_busy", "_on_done", "_pending", "_reading", "_shut", "_socket", "_syn", "_ticking",
-        "broken", "done", "key", "received", "sent", "tcp",
+        "_all_sent", "_network", "_on_done", "_pending", "_reading", "_shut", "_socket", "_syn", "broken", "done",
+        "key", "received", "sent", "tcp",
     )  # fmt: skip
 
-    def __init__(
-        self, network: Airlock0, syn: memoryview, on_busy: Callable[[], None], on_done: Callable[[], None]
-    ) -> None:
-        """`on_busy` asks for `tick` to be called."""
-        self._network, self._on_busy, self._on_done = network, on_busy, on_done
+    def __init__(self, network: Airlock0, syn: memoryview, on_done: Callable[[], None]) -> None:
+        self._network, self._on_done = network, on_done
         self.key = packet.tuple_of(syn)
         self._syn = bytes(syn)
         self.tcp = Tcp(syn, network.wire.put, network.lend)
         self._socket: socket.socket | None = None
         self._pending = bytearray()
-        self._reading = self._all_sent = self._shut = self._ticking = False
+        self._reading = self._all_sent = self._shut = False
         self.done = self.broken = False
         self.sent = self.received = 0
         network.add(self)
@@ -58,7 +55,7 @@ class TcpRelay:
         connected.setblocking(False)
         self._socket = connected
         self.tcp.accept()
-        self._busy()
+        self._network.busy(self)
         self._read_on()
 
     def refuse(self, error: str, _message: str) -> None:
@@ -99,10 +96,10 @@ class TcpRelay:
 
     def tick(self) -> bool:
         """To be called twice a second while it gives True."""
-        self._ticking = not self.done and self._socket is not None and self.tcp.tick()
+        waits = self.tcp.tick()
         if self.tcp.broken:
             self.give_up()
-        return self._ticking
+        return waits
 
     # ---- the guest
 
@@ -137,7 +134,7 @@ class TcpRelay:
                 self._network.loop.on_readable(self._socket.fileno(), self._read)
             else:
                 # It may have to be asked for.
-                self._busy()
+                self._network.busy(self)
 
     def _stop_reading(self) -> None:
         assert self._socket is not None
@@ -170,7 +167,7 @@ class TcpRelay:
         except OSError:
             self.abort()
             return
-        self._busy()
+        self._network.busy(self)
         self._finish()
 
     def _go_on(self) -> None:
@@ -213,11 +210,6 @@ class TcpRelay:
             self._finish()
 
     # ---- the end
-
-    def _busy(self) -> None:
-        if not self._ticking and not self.done:
-            self._ticking = True
-            self._on_busy()
 
     def _finish(self) -> None:
         if not self.done and not self._pending and (self.tcp.finished or self.tcp.broken):

@@ -1,4 +1,4 @@
-"""Packets between the device airlock0 and the port airlock.packets: a process of its own, which looks at none of them.
+"""Packets between the device airlock0 and the port airlock.packets: a process of its own, which judges none of them.
 
 TCP, DNS and refusals are the host's end (airlock_runner/net/airlock0.py). All that is here runs for every packet, in
 emulation too, where what an interpreter does is dear: so it is one loop of few calls, with no objects in between.

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 
 BACKLOG = 2 * 1024 * 1024
 """Bytes that wait from which on it is `congested`: what more there is to send waits where it is."""
-
 AT_ONCE = 64
 """Buffers in one `writev`."""
 
