@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FIRST = 5000
+PATIENCE = 10.0
+"""Seconds after which a server has waited in vain."""
 
 
 class Ends:
@@ -80,6 +82,7 @@ class Ends:
         self.say(*peer.output)
         peer.output.clear()
         ours, theirs = socket.socketpair()
+        theirs.settimeout(PATIENCE)
         self.asked[-1].accept(ours)
         self.exchange(peer)
         return theirs
@@ -169,6 +172,7 @@ def test_what_still_waits_for_a_slow_server_ends_with_the_network(tmp_path: Path
         connection = Connection(service, Target("tcp", None, ipaddress.ip_address("192.0.2.1"), 80), make_end)
         service.connections.add(connection)
         ours, theirs = socket.socketpair()
+        theirs.settimeout(PATIENCE)
         with theirs:
             connection._answer(ours)
             relays[0].tcp.ended = True
