@@ -156,7 +156,6 @@ class Session:
 
     def _on_configured(self, _header: Header) -> None:
         mark("configured")
-        self._starter.settled()
         self._deadline.cancel()
         spec = self._starter.spec
         if self._new_disk:
@@ -205,6 +204,8 @@ class Session:
         if not self._daemons:
             self._run_command(defaults)
             return
+        # They may take long.
+        self._starter.settled()
         self._control.call(
             "daemons",
             {"daemons": self._daemons, "env": defaults.environment},
@@ -220,6 +221,7 @@ class Session:
             return
         self._begun = True
         if self._request.background is not None:
+            self._starter.settled()
             self._request.background.up()
             return
         image = self._request.image
@@ -236,8 +238,13 @@ class Session:
             complain(argv, header)
             self._end(spawn_error_code(header))
 
+        def started(_header: Header) -> None:
+            self._starter.settled()
+
         try:
-            self._command = RemoteCommand(self._control, self._terminal, call, self._end, refused)
+            self._command = RemoteCommand(
+                self._control, self._terminal, call, self._end, refused, started=started
+            )  # fmt: skip
         except TooLongError as error:
             self._end(error)
 

@@ -56,7 +56,7 @@ class Starter:
         self._turn.take()
 
     def settled(self) -> None:
-        """The machine is busy with nothing but its command from now on: the next one may come up."""
+        """The machine does what it was started for from now on: the next one may come up."""
         if self._turn is not None:
             self._turn.end()
 

@@ -105,10 +105,14 @@ class TooLongError(AirlockError):
         )
 
 
+def _ignore(_header: Header) -> None:
+    pass
+
+
 class RemoteCommand:
     """One command at the other end, with our stdio. `finished(code)` comes after all its output is written.
 
-    Raises TooLongError.
+    `started` comes when it is executed, `failed` instead where it cannot be. Raises TooLongError.
     """
 
     def __init__(
@@ -118,6 +122,8 @@ class RemoteCommand:
         arguments: Mapping[str, Any],
         finished: Callable[[int], None],
         failed: Callable[[Header], None],
+        *,
+        started: Callable[[Header], None] = _ignore,
     ) -> None:
         self._control, self._terminal, self._finished = control, terminal, finished
         self._code: int | None = None
@@ -139,7 +145,7 @@ class RemoteCommand:
             self.close()
             failed(header)
 
-        control.call("spawn", call, lambda _header: None, refused)
+        control.call("spawn", call, started, refused)
 
     def signal(self, number: int) -> None:
         """Pass a signal on, or the window's new size."""
@@ -224,7 +230,3 @@ def complain(argv: Sequence[str], header: Header) -> None:
 
 def _name(argv: Sequence[str]) -> str:
     return one_line(argv[0], 200) if argv else "login shell"
-
-
-def _ignore(_header: Header) -> None:
-    pass

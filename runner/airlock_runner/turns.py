@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 MAX_SECONDS = 5.0
 """After which a machine comes up without a turn: whoever has it may have been stopped."""
 
+MAX_WAITED_FOR = 8
+"""Places, of which each takes a thread: with more of them than that, one is free again soon."""
+
 
 def processors() -> int:
     """Those that this process may use."""
@@ -35,7 +38,8 @@ class Turn:
         self._lock: int | None = None
         self._wanted = True
         self._timer: Timer | None = None
-        self._woken: int | None = None
+        self._pipe: tuple[int, int] | None = None
+        """Read and write end, while one of the places is waited for."""
 
     def take(self) -> None:
         """Call `begin`: now if there is a place, or else from the loop, once there is one or after MAX_SECONDS."""
@@ -55,27 +59,16 @@ class Turn:
 
     def end(self) -> None:
         """Let the next one begin. Harmless when that was done."""
-        self._forget()
         with self._guard:
             self._wanted = False
             if self._lock is not None:
                 os.close(self._lock)
                 self._lock = None
+        self._forget()
 
     def _wait(self) -> None:
-        """For one of the places, and for the time: a thread waits, because no poll tells of locks."""
-        self._woken, wake = os.pipe()
-        place = self._places[os.getpid() % len(self._places)]
-
-        def work() -> None:
-            with suppress(OSError):
-                fd = _locked(place, fcntl.LOCK_EX)
-                with self._guard:
-                    if self._wanted:
-                        self._lock = fd
-                    elif fd is not None:
-                        os.close(fd)
-            os.close(wake)
+        """For any of the places, and for the time: threads wait, because no poll tells of locks."""
+        self._pipe = read, _ = os.pipe()
 
         def late() -> None:
             self.end()
@@ -85,18 +78,32 @@ class Turn:
             self._forget()
             self._begin()
 
-        self._loop.on_readable(self._woken, mine)
+        self._loop.on_readable(read, mine)
         self._timer = self._loop.call_later(MAX_SECONDS, late)
-        # A daemon: it may wait for as long as somebody else is stopped.
-        threading.Thread(target=work, name="turn", daemon=True).start()
+        first = os.getpid() % len(self._places)
+        for place in [*self._places[first:], *self._places[:first]][:MAX_WAITED_FOR]:
+            # A daemon: it may wait for as long as somebody else is stopped.
+            threading.Thread(target=self._lock_one, args=(place,), name="turn", daemon=True).start()
+
+    def _lock_one(self, place: Path) -> None:
+        with suppress(OSError):
+            fd = _locked(place, fcntl.LOCK_EX)
+            with self._guard:
+                if self._wanted and self._lock is None:
+                    assert self._pipe is not None
+                    self._lock = fd
+                    os.write(self._pipe[1], b"y")
+                elif fd is not None:
+                    os.close(fd)
 
     def _forget(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        if self._woken is not None:
-            self._loop.forget(self._woken)
-            os.close(self._woken)
-            self._woken = None
+        if self._pipe is not None:
+            self._loop.forget(self._pipe[0])
+            for fd in self._pipe:
+                os.close(fd)
+            self._pipe = None
 
 
 def _locked(place: Path, how: int) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-import os
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,9 +25,7 @@ def loop() -> Iterator[Loop]:
 
 
 @pytest.fixture
-def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    # The second one is what a turn that has to wait waits for.
-    monkeypatch.setattr(os, "getpid", lambda: 1)
+def places(tmp_path: Path) -> list[Path]:
     return [tmp_path / "new" / name for name in ("0", "1")]
 
 
@@ -41,8 +39,9 @@ def held(place: Path) -> bool:
         return False
 
 
-def test_a_turn_comes_when_another_ends(
-    loop: Loop, places: list[Path], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_turn_comes_when_any_other_ends(
+    loop: Loop, places: list[Path], monkeypatch: pytest.MonkeyPatch, first: int
 ) -> None:
     # It is the end of another that it comes by, and not the time.
     monkeypatch.setattr(turns, "MAX_SECONDS", 600)
@@ -59,14 +58,21 @@ def test_a_turn_comes_when_another_ends(
         each.take()
     assert begun == [0, 1]
     assert [held(place) for place in places] == [True, True]
-    loop.call_later(0, made[1].end)
+    loop.call_later(0, made[first].end)
     # It never gets a turn, and takes nobody's.
     made[2].end()
     loop.run()
     assert begun == [0, 1, 3]
     for each in made:
         each.end()
-    assert [held(place) for place in places] == [False, False]
+    wait_until_free(places)
+
+
+def wait_until_free(places: list[Path]) -> None:
+    """Until nobody has any of them. Whoever waited for one may still get it, to let it go at once."""
+    for place in places:
+        with place.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def test_nobody_waits_for_ever(loop: Loop, places: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,9 +86,26 @@ def test_nobody_waits_for_ever(loop: Loop, places: list[Path], monkeypatch: pyte
     # What it stopped waiting for is not kept from others when it comes after all.
     for each in first:
         each.end()
-    fd = os.open(places[1], os.O_RDWR)
-    fcntl.flock(fd, fcntl.LOCK_EX)
-    os.close(fd)
+    wait_until_free(places)
+
+
+def test_of_many_places_not_each_takes_a_thread(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns, "MAX_WAITED_FOR", 3)
+    places = [tmp_path / str(number) for number in range(10)]
+    first = [Turn(loop, places, lambda: None) for _ in places]
+    for each in first:
+        each.take()
+    late = Turn(loop, places, loop.stop)
+    before = threading.active_count()
+    late.take()
+    assert threading.active_count() - before <= 3
+    for each in first:
+        each.end()
+    loop.run()
+    late.end()
+    wait_until_free(places)
 
 
 def test_without_a_place_to_lock_there_are_no_turns(loop: Loop, tmp_path: Path) -> None:
