@@ -17,6 +17,16 @@ _EVERY_COMMANDS = (
     "/etc/passwd", "/etc/group", "/etc/ld.so.cache", "/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1",
     "/usr/bin/sh", "/usr/bin/bash",
 )  # fmt: skip
+_SETTINGS = {
+    # kcompactd would look for fragmented memory twice a second.
+    "vm/compaction_proactiveness": b"0",
+    # Nobody sees what the watchdog says of a processor that hangs; the host has one for the whole machine.
+    "kernel/watchdog": b"0",
+    # A group of its own for each session is for desktops. To make one is a good part of starting a command.
+    "kernel/sched_autogroup_enabled": b"0",
+}
+_QUEUE = {"scheduler": b"none", "wbt_lat_usec": b"0"}
+"""The host schedules what its disks do: a second scheduler before it, and throttling of writes, only take time."""
 _BLOCK_DRIVER = Path("/sys/bus/virtio/drivers/virtio_blk")
 
 
@@ -42,12 +52,12 @@ def mount_kernel_filesystems() -> None:
 
 
 def let_it_rest() -> None:
-    """Stop what would wake an idle machine twice a second, and with it the host: kcompactd looking for fragments."""
-    try:
-        Path("/proc/sys/vm/compaction_proactiveness").write_text("0")
-    except FileNotFoundError:
-        # A kernel without compaction.
-        pass
+    """Leave out what the kernel does for desktops, and what would wake an idle machine, and with it the host.
+
+    Source: Linux Documentation/admin-guide/sysctl/.
+    """
+    for name, value in _SETTINGS.items():
+        _set(f"/proc/sys/{name}", value)
 
 
 def load_modules() -> None:
@@ -87,24 +97,31 @@ def find_disk(serial: str) -> str | None:
     """The device of the block device with this serial, such as /dev/vda; None where there is none."""
     for block in Path("/sys/block").iterdir():
         if _read(block / "serial") == serial:
-            return f"/dev/{block.name}"
+            return _taken(block.name)
     return None
 
 
-def fit_disk(device: str, size: int) -> str:
-    """The device of a disk that nobody uses yet, once the kernel knows that it has `size` bytes.
+def _taken(name: str) -> str:
+    """The device of this name, with its queue set up."""
+    for setting, value in _QUEUE.items():
+        _set(f"/sys/block/{name}/queue/{setting}", value)
+    return f"/dev/{name}"
+
+
+def open_disk(device: str, size: int) -> tuple[int, str]:
+    """A disk that nobody uses yet, opened for reading once the kernel knows that it has `size` bytes; and its device.
 
     A machine that was saved is restored with another disk, and the kernel asks for the size when its driver is bound.
     """
-    block = f"/sys/class/block/{device.removeprefix('/dev/')}"
-    with open(f"{block}/size", "rb", buffering=0) as file:
-        # In sectors, whatever the device's own are (Linux Documentation/ABI/stable/sysfs-block).
-        if int(file.read()) * 512 == size:
-            return device
-    owner = Path(f"{block}/device").resolve()
+    fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    if os.lseek(fd, 0, os.SEEK_END) == size:
+        return fd, device
+    os.close(fd)
+    owner = Path(f"/sys/class/block/{device.removeprefix('/dev/')}/device").resolve()
     for order in ("unbind", "bind"):
         (_BLOCK_DRIVER / order).write_text(owner.name)
-    return f"/dev/{os.listdir(owner / 'block')[0]}"
+    device = _taken(os.listdir(owner / "block")[0])
+    return os.open(device, os.O_RDONLY | os.O_CLOEXEC), device
 
 
 def mount_image(kind: str) -> None:
@@ -136,3 +153,11 @@ def _read(path: Path) -> str:
         return path.read_text().strip()
     except OSError:
         return ""
+
+
+def _set(path: str, value: bytes) -> None:
+    try:
+        linux.write_file(path, value)
+    except FileNotFoundError:
+        # A kernel without what is set there.
+        pass

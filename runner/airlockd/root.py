@@ -58,13 +58,20 @@ class Root:
         self._directory = -1
 
     def build(
-        self, device: str, root_key: str, places: Sequence[Mapping[str, Any]], user: str, new: bool
+        self,
+        device: str,
+        size: int,
+        *,
+        new: bool,
+        root_key: str,
+        places: Sequence[Mapping[str, Any]],
+        user: str,
     ) -> None:
-        """Assemble everything; `device` is the project's disk. `user` is whose home `~` is.
+        """Assemble everything; `device` is the project's disk, of `size` bytes. `user` is whose home `~` is.
 
         Raises DiskError, OSError and ValueError.
         """
-        disk.mount(device, new)
+        disk.mount(device, size, new)
         self._mounts.append(disk.DISK)
         reset_overlay(root_key)
         os.makedirs(USERDATA, exist_ok=True)

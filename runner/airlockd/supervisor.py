@@ -127,9 +127,13 @@ class Supervisor:
         identity.scatter_pids()
         if self._disk_device is None:
             raise disk.DiskError("the machine has no block device airlock-disk")
-        device = boot.fit_disk(self._disk_device, int(header["disk_size"]))
         self._root.build(
-            device, header["root_key"], header["places"], str(header["user"]), bool(header["new_disk"])
+            self._disk_device,
+            int(header["disk_size"]),
+            new=bool(header["new_disk"]),
+            root_key=header["root_key"],
+            places=header["places"],
+            user=str(header["user"]),
         )
         self._inside = self._inside._replace(namespace=self._root.namespace)
         identity.write(SANDBOX, header["hostname"], header["machine_id"])

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from filesystems import debugfs, toolbox_of
 
 from airlock_builder.build import build, plan
-from airlock_builder.pack.toolbox import Toolbox
 from airlock_builder.realise import Realiser, Silent
 from airlock_store.errors import AirlockError, BuildError
 from airlock_store.image import load_image
@@ -374,13 +374,6 @@ def test_a_package_that_is_not_there(shared: dict[str, StorePath], tmp_path: Pat
 # Helpers
 
 
-def toolbox_of(store: Store) -> Toolbox:
-    step = next(step for step in plan("base").steps if step.kind == "toolbox")
-    found = store.find(step.key, step.name)
-    assert found
-    return Toolbox(found.path, step.parameters["arch"])
-
-
 def members(path: Path) -> list[tuple[object, ...]]:
     """What a tar says of each of its members, the bytes included: where two differ, this shows how."""
     found = []
@@ -391,18 +384,6 @@ def members(path: Path) -> list[tuple[object, ...]]:
             owner = (member.uid, member.gid, member.uname, member.gname)
             found.append((member.name, oct(member.mode), *owner, member.mtime, member.pax_headers, digest))
     return found
-
-
-def debugfs(toolbox: Toolbox, image: Path) -> Any:
-    """Runs a command of debugfs on `image` and returns what it prints."""
-
-    def read(command: str) -> str:
-        argv = [toolbox.loader, "--library-path", toolbox.libraries, toolbox.root / "usr/sbin/debugfs"]
-        return subprocess.run(
-            [*argv, "-R", command, image], check=True, capture_output=True, text=True
-        ).stdout
-
-    return read
 
 
 def entries(listing: str) -> list[str]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pexpect
 import pytest
+from filesystems import toolbox_of
 from sandboxes import COMMAND, write_config
 
 if TYPE_CHECKING:
     from conftest import Airlock
+
+    from airlock_store.store import Store
 
 pytestmark = pytest.mark.usefixtures("base_image")
 
@@ -47,7 +51,9 @@ def test_another_image_resets_the_root_and_keeps_the_data(airlock: Airlock, proj
     assert sh(airlock, project, "cat /airlock/disk/kept; test ! -e /opt/kept").split() == ["data"]
 
 
-def test_a_larger_size_grows_the_disk_and_keeps_its_data(airlock: Airlock, project: Path) -> None:
+def test_a_larger_size_grows_the_disk_and_keeps_its_data(
+    airlock: Airlock, store: Store, project: Path
+) -> None:
     write_config(project, '[disk]\nsize = "512 MB"')
     script = "df --output=size -BM /airlock/disk | tail -1"
     sh(airlock, project, f"echo data > /airlock/disk/kept; {script}")
@@ -55,6 +61,16 @@ def test_a_larger_size_grows_the_disk_and_keeps_its_data(airlock: Airlock, proje
     size, kept = sh(airlock, project, f"{script}; cat /airlock/disk/kept").split()
     assert int(size.rstrip("M")) > 3500
     assert kept == "data"
+    toolbox_of(store).run("usr/sbin/e2fsck", "-f", "-n", project / DISK, log=lambda _: None)
+
+
+def test_of_a_new_disk_nothing_is_left_to_initialise(airlock: Airlock, store: Store, project: Path) -> None:
+    sh(airlock, project, "true")
+    lines: list[str] = []
+    toolbox_of(store).run("usr/sbin/dumpe2fs", project / DISK, log=lines.append)
+    groups = [line for line in lines if re.match(r"Group \d+:", line)]
+    assert len(groups) == 80
+    assert all("ITABLE_ZEROED" in group for group in groups)
 
 
 def test_a_smaller_size_asks_before_data_is_lost(airlock: Airlock, project: Path) -> None:

@@ -160,10 +160,13 @@ def test_the_disk_is_of_the_projects_size(airlock: Airlock, tmp_path: Path, stat
         project.mkdir()
         text = f'[vm]\nimage = "base"\nmemory = "384 MB"\ncpus = 1\n[disk]\nsize = "{size}"\n'
         (project / "airlock.toml").write_text(text)
-        done = airlock("start", "--", "df", "--output=size", "-BM", "/airlock/disk", cwd=project)
-        available = int(done.stdout.split()[-1].rstrip(b"M"))
+        script = "df --output=size -BM /airlock/disk | tail -1; cat /sys/block/vd?/queue/scheduler"
+        done = airlock("start", "--", "sh", "-c", script, cwd=project)
+        available, *schedulers = done.stdout.decode().splitlines()
         wanted = {"256 MB": 256, "6 GB": 6144}[size]
-        assert 0.85 * wanted < available <= wanted
+        assert 0.85 * wanted < int(available.strip().rstrip("M")) <= wanted
+        # A driver that is bound again has forgotten that there is to be none.
+        assert [line.split()[0] for line in schedulers] == ["[none]", "[none]"]
 
 
 def flip(path: Path, at: int) -> None:

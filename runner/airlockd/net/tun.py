@@ -20,6 +20,13 @@ once, and a reset that is lost is never sent again."""
 _STEERING = ("/proc/sys/net/core/rps_sock_flow_entries", f"/sys/class/net/{NAME}/queues/rx-0/rps_flow_cnt")
 _STEERED = "4096"
 """Connections, more or less, of which is known where they are read."""
+_QUIET = {
+    "router_solicitations": "0",
+    "accept_ra": "0",
+    # Milliseconds until multicast groups are reported, which would be the first that a restored machine does.
+    "mldv1_unsolicited_report_interval": "2000000000",
+    "mldv2_unsolicited_report_interval": "2000000000",
+}
 _DEVICE_FILE = "/dev/net/tun"
 _IFF_TUN, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_UP = 0x1, 0x1000, 0x4000, 0x1
 _TUNSETIFF, _TUNSETOFFLOAD = 0x400454CA, 0x400454D0
@@ -77,11 +84,11 @@ def _steer() -> None:
 
 
 def _no_questions() -> bool:
-    """Whether there is IPv6, whose kernel then asks nobody on the device about routers."""
+    """Whether there is IPv6, whose kernel then asks nobody on the device about routers, and tells nobody of groups."""
     try:
-        for name in ("router_solicitations", "accept_ra"):
+        for name, value in _QUIET.items():
             with open(f"/proc/sys/net/ipv6/conf/{NAME}/{name}", "w", encoding="ascii") as file:
-                file.write("0")
+                file.write(value)
     except FileNotFoundError:
         return False
     return True
