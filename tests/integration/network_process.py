@@ -85,10 +85,14 @@ class Inside:
                 pages += int(file.read().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
 
-    def _pids(self) -> list[int]:
+    def pump(self) -> int:
+        """The pid of the one that carries packets."""
         with open(f"/proc/{self.pid}/task/{self.pid}/children", encoding="ascii") as file:
             (pump,) = file.read().split()
-        return [self.pid, int(pump)]
+        return int(pump)
+
+    def _pids(self) -> list[int]:
+        return [self.pid, self.pump()]
 
     def close(self) -> None:
         self._channel.close()

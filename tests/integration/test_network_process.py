@@ -77,6 +77,31 @@ def test_what_does_not_answer_is_silent_for_as_long_as_the_program_asks(
     assert guest.host.records[-1]["error"] == "ETIMEDOUT"
 
 
+def test_a_device_that_is_removed_while_the_host_does_not_read_ends_the_pump_later(tmp_path: Path) -> None:
+    with running(LOCAL, tmp_path) as guest:
+        pause_host(guest)
+        pump = guest.inside.pump()
+        with guest.inside.socket(kind=socket.SOCK_DGRAM) as flood:
+            for _ in range(2000):
+                flood.sendto(bytes(1000), ("192.0.2.1", 9))
+        # That is more than the port holds, so it sleeps only when it waits for the host.
+        guest.until(lambda: state_of(pump) == "S")
+        guest.inside.run("sh", "ip link delete airlock0")
+        # What it has is still the host's, and it does not go round in circles for that.
+        assert state_of(pump) == "S"
+        resume_host(guest)
+        guest.until(lambda: state_of(pump) in {"Z", None})
+
+
+def state_of(pid: int) -> str | None:
+    """The letter that /proc has for what a process does; None where it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii") as file:
+            return file.read().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
 def test_a_program_that_gave_up_connects_anew_from_the_same_port(guest: Guest) -> None:
     """Also while the old connection is still being made: its SYN would be answered with numbers of another."""
     address, port = guest.address("web.test"), free_port()
