@@ -65,6 +65,9 @@ def argv(**changes: object) -> list[str]:
             {"accelerator": "kvm"},
             ("-device", "virtio-serial-pci,id=serial,max_ports=4,disable-legacy=on"),
         ),
+        ({"arch": "aarch64"}, ("-cpu", "max,pauth-impdef=on")),
+        # Which real processors do not know.
+        ({"arch": "aarch64", "accelerator": "kvm"}, ("-cpu", "host")),
         ({"accelerator": "kvm"}, ("-accel", "kvm")),
         ({"accelerator": "kvm"}, ("-cpu", "host")),
         ({"accelerator": "hvf", "arch": "aarch64"}, ("-machine", "virt,gic-version=max,usb=off")),
