@@ -128,12 +128,12 @@ def test_a_kernel_that_is_none_is_reported(airlock: Airlock, project: Path, odd_
 
 @pytest.mark.parametrize("cold", [["--cold"], []], ids=["cold", "warm"])
 def test_a_qemu_that_cannot_be_run_is_reported(
-    airlock: Airlock, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cold: list[str]
+    airlock: Airlock, project: Path, base_image: Image, monkeypatch: pytest.MonkeyPatch, cold: list[str]
 ) -> None:
-    qemu = tmp_path / "qemu-system-x86_64"
+    qemu = project / f"qemu-system-{base_image.arch}"
     qemu.write_text("no program")
     qemu.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("PATH", str(project), prepend=os.pathsep)
     done = airlock("start", "--accel", "tcg", *cold, "--", "true", cwd=project)
     assert done.returncode == 1
     assert f"{qemu} cannot be started: Exec format error" in done.stderr.decode()
@@ -148,13 +148,13 @@ def test_an_init_that_dies_is_reported(airlock: Airlock, project: Path, odd_imag
 
 
 def test_a_silent_boot_is_started_again_and_then_given_up(
-    airlock: Airlock, project: Path, odd_image: Path
+    airlock: Airlock, project: Path, base_image: Image, odd_image: Path
 ) -> None:
     """A kernel that never says a word stands in for the rare early hang of TCG."""
     silent = bytearray((odd_image / "kernel").read_bytes())
-    entry = elf_pvh_entry(silent)
-    # jmp to itself
-    silent[entry : entry + 2] = b"\xeb\xfe"
+    # A jump to itself. On arm64 what is loaded begins with a harmless instruction, which is a magic number too.
+    entry, code = (4, b"\0\0\0\x14") if base_image.arch == "aarch64" else (elf_pvh_entry(silent), b"\xeb\xfe")
+    silent[entry : entry + len(code)] = code
     (odd_image / "kernel").unlink()
     (odd_image / "kernel").write_bytes(silent)
     done = airlock(

@@ -243,7 +243,7 @@ def test_a_guest_cannot_draw_on_the_terminal_with_our_messages(airlock: Airlock,
     assert done.returncode == 1
     assert b"it said: last\\x1b[5m\n" in done.stderr
     write_config(project, "harden = false")
-    with running(project, f"printf '{ESCAPES}' > /dev/ttyS0; echo written; exec sleep infinity") as sandbox:
+    with running(project, f"printf '{ESCAPES}' > /dev/console; echo written; exec sleep infinity") as sandbox:
         assert sandbox.stdout.readline() == b"written\n"
         os.kill(sandbox.qemu(), signal.SIGKILL)
         code, _, died = sandbox.wait()

@@ -150,6 +150,7 @@ def test_a_file_below_a_mask_is_replaced_too(sandbox: Running, shared: Path) -> 
 
 RENAMES = r"""
 use Errno;
+use POSIX ();
 chdir "/srv/outer/inner" or die;
 sub put { open(my $file, ">", $_[0]) or die; print $file $_[1]; close $file }
 sub told {
@@ -158,7 +159,8 @@ sub told {
     print "$name ", $done ? "done" : $error, " ", -e "new" ? "there" : "gone", "\n";
     put("new", "more");
 }
-sub at { my @arguments = @_; syscall(316, @arguments) == 0 }
+my $renameat2 = (POSIX::uname())[4] eq "aarch64" ? 276 : 316;
+sub at { my @arguments = @_; syscall($renameat2, @arguments) == 0 }
 my $here = -100;
 put("new", "relative\n");
 told("relative", rename "new", "below");

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
@@ -19,6 +19,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
 from hostile_qemu import ATTACKS, BEFORE
 from sandboxes import COMMAND, write_config
+
+if TYPE_CHECKING:
+    from airlock_store.image import Image
 
 pytestmark = pytest.mark.usefixtures("base_image")
 
@@ -43,11 +46,11 @@ class Outcome(NamedTuple):
 
 
 @pytest.fixture
-def qemu(tmp_path: Path) -> Path:
+def qemu(base_image: Image, tmp_path: Path) -> Path:
     """A directory for PATH with a QEMU that is none."""
     directory = tmp_path / "bin"
     directory.mkdir()
-    script = directory / "qemu-system-x86_64"
+    script = directory / f"qemu-system-{base_image.arch}"
     stand_in = Path(__file__).with_name("hostile_qemu.py")
     script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{stand_in}" "$@"\n')
     script.chmod(0o755)
