@@ -81,9 +81,11 @@ class Turn:
         self._loop.on_readable(read, mine)
         self._timer = self._loop.call_later(MAX_SECONDS, late)
         first = os.getpid() % len(self._places)
-        for place in [*self._places[first:], *self._places[:first]][:MAX_WAITED_FOR]:
-            # A daemon: it may wait for as long as somebody else is stopped.
-            threading.Thread(target=self._lock_one, args=(place,), name="turn", daemon=True).start()
+        # Where there are no more threads to be had, it is the time that is waited for.
+        with suppress(RuntimeError):
+            for place in [*self._places[first:], *self._places[:first]][:MAX_WAITED_FOR]:
+                # A daemon: it may wait for as long as somebody else is stopped.
+                threading.Thread(target=self._lock_one, args=(place,), name="turn", daemon=True).start()
 
     def _lock_one(self, place: Path) -> None:
         with suppress(OSError):

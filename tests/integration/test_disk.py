@@ -73,6 +73,23 @@ def test_of_a_new_disk_nothing_is_left_to_initialise(airlock: Airlock, store: St
     assert all("ITABLE_ZEROED" in group for group in groups)
 
 
+def test_a_disk_on_which_errors_were_recorded_is_checked(
+    airlock: Airlock, store: Store, project: Path
+) -> None:
+    toolbox = toolbox_of(store)
+
+    def state() -> str:
+        lines: list[str] = []
+        toolbox.run("usr/sbin/dumpe2fs", "-h", project / DISK, log=lines.append)
+        return next(line for line in lines if line.startswith("Filesystem state:")).split(":")[1].strip()
+
+    sh(airlock, project, "echo data > /airlock/disk/kept")
+    toolbox.run("usr/sbin/debugfs", "-w", "-R", "set_super_value state 3", project / DISK, log=lambda _: None)
+    assert state() == "clean with errors"
+    assert sh(airlock, project, "cat /airlock/disk/kept") == "data\n"
+    assert state() == "clean"
+
+
 def test_a_smaller_size_asks_before_data_is_lost(airlock: Airlock, project: Path) -> None:
     write_config(project, '[disk]\nsize = "1 GB"')
     sh(airlock, project, "echo data > /airlock/disk/kept")

@@ -108,6 +108,24 @@ def test_of_many_places_not_each_takes_a_thread(
     wait_until_free(places)
 
 
+def test_without_threads_it_is_the_time_that_is_waited_for(
+    loop: Loop, places: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(turns, "MAX_SECONDS", 0.01)
+    monkeypatch.setattr(threading.Thread, "start", start)
+    made = [Turn(loop, places, lambda: None) for _ in places]
+    for each in made:
+        each.take()
+    late = Turn(loop, places, loop.stop)
+    late.take()
+    loop.run()
+    for each in made:
+        each.end()
+
+
 def test_without_a_place_to_lock_there_are_no_turns(loop: Loop, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     begun: list[bool] = []
