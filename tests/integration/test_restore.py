@@ -296,6 +296,43 @@ def test_a_stopped_host_does_not_upset_a_sandbox(project: Path) -> None:
         assert sandbox.sh("echo alive") == "alive\n"
 
 
+def assert_turns_are_free(states: Path) -> None:
+    """Nobody keeps one. Starts of other tests may have them for a moment."""
+    places = list(states.glob(".turn-*.lock"))
+    assert places
+    for place in places:
+        subprocess.run(["flock", "--timeout", "60", place, "true"], check=True)
+
+
+def test_a_sandbox_that_runs_its_command_keeps_no_turn(project: Path, own_states: Path) -> None:
+    with running(project):
+        assert_turns_are_free(own_states)
+
+
+def test_a_sandbox_in_the_background_keeps_no_turn(airlock: Airlock, project: Path, own_states: Path) -> None:
+    done = airlock("start", "--detach", cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert_turns_are_free(own_states)
+    airlock("stop", cwd=project)
+
+
+def test_a_sandbox_that_waits_for_its_daemons_keeps_no_turn(project: Path, own_states: Path) -> None:
+    began = project / "began"
+    command = json.dumps(["sh", "-c", f"echo here > '{began}'; sleep infinity"])
+    write_config(project, f'[daemons.slow]\ncommand = {command}\nready = {{ log = "never" }}\n')
+    start = subprocess.Popen(
+        [COMMAND, "start", "--", "true"], cwd=project, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        while not began.exists():
+            assert start.poll() is None
+            time.sleep(0.05)
+        assert_turns_are_free(own_states)
+    finally:
+        start.terminate()
+        start.wait(60)
+
+
 def test_build_warm_makes_the_state_ahead(
     airlock: Airlock, project: Path, state: Path, own_states: Path
 ) -> None:
