@@ -301,7 +301,7 @@ def assert_turns_are_free(states: Path) -> None:
     places = list(states.glob(".turn-*.lock"))
     assert places
     for place in places:
-        subprocess.run(["flock", "--timeout", "60", place, "true"], check=True)
+        subprocess.run(["flock", "--timeout", "240", place, "true"], check=True)
 
 
 def test_a_sandbox_that_runs_its_command_keeps_no_turn(project: Path, own_states: Path) -> None:
@@ -312,14 +312,18 @@ def test_a_sandbox_that_runs_its_command_keeps_no_turn(project: Path, own_states
 def test_a_sandbox_in_the_background_keeps_no_turn(airlock: Airlock, project: Path, own_states: Path) -> None:
     done = airlock("start", "--detach", cwd=project)
     assert done.returncode == 0, done.stderr
-    assert_turns_are_free(own_states)
-    airlock("stop", cwd=project)
+    try:
+        assert_turns_are_free(own_states)
+    finally:
+        airlock("stop", cwd=project)
 
 
 def test_a_sandbox_that_waits_for_its_daemons_keeps_no_turn(project: Path, own_states: Path) -> None:
     began = project / "began"
     command = json.dumps(["sh", "-c", f"echo here > '{began}'; sleep infinity"])
-    write_config(project, f'[daemons.slow]\ncommand = {command}\nready = {{ log = "never" }}\n')
+    write_config(
+        project, f'[daemons.slow]\ncommand = {command}\nready = {{ log = "never" }}\nready_timeout = 600\n'
+    )
     start = subprocess.Popen(
         [COMMAND, "start", "--", "true"], cwd=project, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
