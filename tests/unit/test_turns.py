@@ -69,6 +69,14 @@ def test_a_turn_comes_when_any_other_ends(
     wait_until_free(places)
 
 
+def take_all(loop: Loop, places: list[Path]) -> list[Turn]:
+    """A turn for each of the places."""
+    made = [Turn(loop, places, lambda: None) for _ in places]
+    for each in made:
+        each.take()
+    return made
+
+
 def wait_until_free(places: list[Path]) -> None:
     """Until nobody has any of them. Whoever waited for one may still get it, to let it go at once."""
     for place in places:
@@ -77,9 +85,7 @@ def wait_until_free(places: list[Path]) -> None:
 
 def test_nobody_waits_for_ever(loop: Loop, places: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turns, "MAX_SECONDS", 0.01)
-    first = [Turn(loop, places, lambda: None) for _ in places]
-    for each in first:
-        each.take()
+    first = take_all(loop, places)
     late = Turn(loop, places, loop.stop)
     late.take()
     loop.run()
@@ -94,9 +100,7 @@ def test_of_many_places_not_each_takes_a_thread(
 ) -> None:
     monkeypatch.setattr(turns, "MAX_WAITED_FOR", 3)
     places = [tmp_path / str(number) for number in range(10)]
-    first = [Turn(loop, places, lambda: None) for _ in places]
-    for each in first:
-        each.take()
+    first = take_all(loop, places)
     late = Turn(loop, places, loop.stop)
     before = threading.active_count()
     late.take()
@@ -116,9 +120,7 @@ def test_without_threads_it_is_the_time_that_is_waited_for(
 
     monkeypatch.setattr(turns, "MAX_SECONDS", 0.01)
     monkeypatch.setattr(threading.Thread, "start", start)
-    made = [Turn(loop, places, lambda: None) for _ in places]
-    for each in made:
-        each.take()
+    made = take_all(loop, places)
     late = Turn(loop, places, loop.stop)
     late.take()
     loop.run()
