@@ -158,6 +158,6 @@ def _read(path: Path) -> str:
 def _set(path: str, value: bytes) -> None:
     try:
         linux.write_file(path, value)
-    except FileNotFoundError:
-        # A kernel without what is set there.
+    except OSError:
+        # A kernel without what is set there, or that refuses it. It only saves time: no reason not to boot.
         pass
