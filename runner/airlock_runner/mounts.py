@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from airlock_runner.borders import host_path, led_out, writable_by_sandbox
 from airlock_runner.config import place_of
 from airlock_runner.files import FileMount
 from airlock_runner.machine.argv import Share
@@ -20,8 +21,6 @@ from airlock_store.sizes import format_size
 from airlockd.protocol.files import MAX_FILE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from airlock_runner.config import ProjectConfig
     from airlock_runner.config.model import MountConfig
     from airlock_runner.machine.virtiofs import Daemon
@@ -238,23 +237,3 @@ def _same_place(name: str, source: Path, root: Path) -> str:
         raise ConfigError(
             f"mount {name}: {error}", hint="give it a target", at=place_of(root, "mounts", name, "source")
         ) from error
-
-
-def writable_by_sandbox(config: ProjectConfig, root: Path) -> list[Path]:
-    """The directories and files of the host that the sandbox of this config can write to."""
-    return [root, *(host_path(each.source, root) for each in config.mounts.values() if not each.read_only)]
-
-
-def led_out(path: Path, writable: Sequence[Path]) -> Path | None:
-    """The one of `writable` out of which a symlink leads `path`: what ran there may have made it, for a next start."""
-    for shared in writable:
-        if path.is_relative_to(shared) and not Path(os.path.realpath(path)).is_relative_to(
-            os.path.realpath(shared)
-        ):
-            return shared
-    return None
-
-
-def host_path(source: str, root: Path) -> Path:
-    """`source` as an absolute path without `..`, symlinks not followed."""
-    return Path(os.path.normpath(root / os.path.expanduser(source)))

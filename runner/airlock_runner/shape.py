@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, TypeVar
 
+from airlock_runner.borders import host_path, led_out, writable_by_sandbox
 from airlock_runner.config import place_of
 from airlock_runner.config.model import MIN_MEMORY, host_memory
 from airlock_runner.machine.argv import MachineSpec
-from airlock_runner.mounts import host_path, led_out, writable_by_sandbox
 from airlock_store.errors import ConfigError, noting
 
 if TYPE_CHECKING:

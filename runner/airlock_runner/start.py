@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from airlock_runner import approval, daemons, timeline
+from airlock_runner.borders import writable_by_sandbox
 from airlock_runner.config import fingerprint
 from airlock_runner.machine.virtiofs import choose_daemon
-from airlock_runner.mounts import over_virtiofs, settle, writable_by_sandbox
+from airlock_runner.mounts import over_virtiofs, settle
 from airlock_runner.net.network import Network
 from airlock_runner.session import Session
 from airlock_runner.shape import boot_files

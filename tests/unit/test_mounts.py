@@ -226,6 +226,37 @@ def test_a_symlink_below_another_writable_mount_leads_nowhere(root: Path, tmp_pa
     assert os.fspath(settled.shares[2].source) == "/etc"
 
 
+def test_no_spelling_of_a_path_hides_a_symlink_of_the_sandbox(root: Path, tmp_path: Path) -> None:
+    """Of what the config names in a directory that is itself behind a symlink, as a home may be."""
+    (tmp_path / "alias").symlink_to(root.parent)
+    spelled = tmp_path / "alias" / root.name
+    (tmp_path / "secret").mkdir()
+    (root / "inner").symlink_to(tmp_path / "secret")
+    (root / "made").symlink_to(tmp_path / "not-made")
+    # The user's own symlinks lead into the project, and a sandbox's out of it again.
+    (tmp_path / "way").symlink_to(root / "inner")
+    for source in (spelled / "inner", tmp_path / "way"):
+        assert "leads out of" in refusal(root, f'[mounts.a]\nsource = "{source}"\ntarget = "/a"\n')
+    text = f'[mounts.a]\nsource = "{spelled}/made"\nmissing = "create-file"\n'
+    assert "leads out of" in refusal(root, text)
+    assert not (tmp_path / "not-made").exists()
+    # By another mount that is writable, spelled in two ways.
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "secret")
+    (tmp_path / "other").symlink_to(tmp_path / "data")
+    text = '[mounts.data]\nsource = "~/{}"\n[mounts.b]\nsource = "~/{}/link"\ntarget = "/b"\n'
+    for one, other in (("data", "other"), ("other", "data"), ("other", "other")):
+        assert "leads out of" in refusal(root, text.format(one, other))
+
+
+def test_a_project_behind_a_symlink_has_its_mounts(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "alias").symlink_to(root.parent)
+    (root / "real").mkdir()
+    (root / "link").symlink_to("real")
+    settled = mounts(root, f'[mounts.a]\nsource = "{tmp_path}/alias/{root.name}/link"\ntarget = "/a"\n')
+    assert settled.shares[1].source == root / "real"
+
+
 def test_a_symlink_within_the_project_is_followed(root: Path) -> None:
     (root / "real").mkdir()
     (root / "link").symlink_to("real")

@@ -72,13 +72,24 @@ def test_a_symlink_that_the_sandbox_may_have_made_leads_to_no_socket(tmp_path: P
     (root / "link.sock").symlink_to(outside / "x.sock")
     (root / "way").symlink_to(outside)
     (outside / "good.sock").symlink_to("x.sock")
-    paths = {"a": root / "link.sock", "b": root / "way/x.sock", "c": outside / "good.sock"}
+    # However it is spelled, and wherever the user's own symlinks lead.
+    (tmp_path / "alias").symlink_to(root)
+    (outside / "into.sock").symlink_to(root / "link.sock")
+    (outside / "back.sock").symlink_to(root / "way/../outside/x.sock")
+    refused = [
+        root / "link.sock", root / "way/x.sock", tmp_path / "alias/link.sock", tmp_path / "alias/way/x.sock",
+        outside / "into.sock", outside / "back.sock",
+    ]  # fmt: skip
+    paths = {f"s{number}": path for number, path in enumerate([*refused, outside / "good.sock"])}
     config = NetworkConfig(
         sockets={name: SocketConfig(SocketPair(str(path), f"/run/{name}")) for name, path in paths.items()}
     )
     with serving(echo, str(outside / "x.sock")), guest(config, root) as sandbox:
         errors = [sandbox.answered(sandbox.ask({"kind": "socket", "name": name})).error for name in paths]
-        assert errors == ["ECONNREFUSED", "ECONNREFUSED", None]
+        assert errors == ["ECONNREFUSED"] * len(refused) + [None]
+        # Nor is the guest told what is there.
+        up = [each.is_there for each in sandbox.settled.sockets.values()]
+        assert up == [False] * len(refused) + [True]
 
 
 def test_deny_always_closes_ports_and_sockets_of_the_host(tmp_path: Path) -> None:

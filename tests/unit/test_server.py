@@ -13,6 +13,7 @@ import pytest
 from handlers import Ignoring
 
 from airlock_runner import server as server_module
+from airlock_runner.attach import NotRunningError, connect
 from airlock_runner.control import Control, TooLargeError
 from airlock_runner.defaults import CommandDefaults
 from airlock_runner.project import SOCKET, Project
@@ -121,6 +122,21 @@ def wires(tmp_path: Path) -> Iterator[Wires]:
     wires = Wires(tmp_path, {"LARGE": "x" * (MAX_HEADER // 2)})
     yield wires
     wires.close()
+
+
+def test_a_symlink_in_place_of_the_socket_leads_to_no_other_sandbox(tmp_path: Path) -> None:
+    """What ran in a sandbox can make one where it sees `.airlock`, or a directory of that name below the project."""
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "ours").mkdir()
+    theirs, ours = Wires(tmp_path / "theirs", {}), Project(tmp_path / "ours")
+    ours.prepare()
+    (ours.directory / SOCKET).symlink_to(theirs.project.directory / SOCKET)
+    try:
+        with pytest.raises(NotRunningError):
+            connect(ours)
+        os.close(connect(theirs.project))
+    finally:
+        theirs.close()
 
 
 def test_a_command_that_is_too_long_with_the_sandboxs_variables_is_refused_alone(wires: Wires) -> None:

@@ -82,6 +82,8 @@ def test_what_cannot_be_booted_from_is_refused_at_its_place(root: Path, tmp_path
     (tmp_path / "secret").touch()
     (root / "initrd").symlink_to("../secret")
     assert f"initrd {root}/initrd leads out of {root}" in refusal(root, '[vm]\ninitrd = "initrd"\n')
+    (tmp_path / "alias").symlink_to(root)
+    assert f"leads out of {root}" in refusal(root, f'[vm]\ninitrd = "{tmp_path}/alias/initrd"\n')
 
 
 def test_both_are_told_where_neither_can_be_booted_from(root: Path) -> None:

@@ -7,11 +7,12 @@ import time
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from airlock_runner.net.addresses import number_address, parse_address
-from airlock_runner.net.dial import Dial, Endpoint, connect_unix, errno_name
+from airlock_runner.net.dial import Dial, Endpoint, errno_name
 from airlock_runner.net.names import canonical
 from airlock_runner.net.policy import Verdict, denied_names, judge, judge_name
 from airlock_runner.net.record import Record
 from airlock_runner.net.resolver import is_own
+from airlock_runner.sockets import connect_at
 from airlockd.protocol.relay import Relay
 
 if TYPE_CHECKING:
@@ -254,7 +255,7 @@ class Connection:
         if self.end.done:
             return
         try:
-            connected = connect_unix(forwarded.path, forwarded.guarded)
+            connected = connect_at(forwarded.path, forwarded.guarded)
         except BlockingIOError:
             # Its backlog is full, and nothing tells when it no longer is.
             self._service.loop.call_later(0.05, lambda: self._try_socket(forwarded))

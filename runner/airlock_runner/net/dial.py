@@ -1,20 +1,15 @@
-"""Connecting without waiting: to checked addresses in their order, or to a Unix socket."""
+"""Connecting without waiting to checked addresses, in their order."""
 
 from __future__ import annotations
 
 import errno
-import os
 import socket
-import stat
 import time
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from airlock_runner.sockets import connect_in
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from airlock_runner.net.addresses import Address
     from airlockd.protocol.loop import Loop
@@ -135,53 +130,6 @@ class Dial:
         # That one family has no route says less than what an address of the other answered.
         if self._error is None or number not in (errno.ENETUNREACH, errno.EADDRNOTAVAIL):
             self._error = number
-
-
-def connect_unix(path: Path, guarded: Path | None) -> socket.socket:
-    """A non-blocking socket connected to the Unix socket at `path`. Raises OSError; BlockingIOError: try again.
-
-    `guarded` is a directory above `path` that a sandbox can write to: from there down, no symlink is followed.
-    """
-    if not hasattr(os, "O_PATH"):
-        return _connect_by_path(path, guarded)
-    flags = os.O_PATH | os.O_CLOEXEC
-    if guarded is None:
-        found = os.open(path, flags)
-    else:
-        found = os.open(guarded, flags)
-        for part in path.relative_to(guarded).parts:
-            try:
-                deeper = os.open(part, flags | os.O_NOFOLLOW, dir_fd=found)
-            finally:
-                os.close(found)
-            found = deeper
-    try:
-        if not stat.S_ISSOCK(os.fstat(found).st_mode):
-            raise ConnectionRefusedError(errno.ECONNREFUSED, f"{path} is not a socket")
-        handle = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        handle.setblocking(False)
-        try:
-            # The very inode that was looked at, at whatever depth it lies.
-            handle.connect(f"/proc/self/fd/{found}")
-        except OSError:
-            handle.close()
-            raise
-    finally:
-        os.close(found)
-    return handle
-
-
-def _connect_by_path(path: Path, guarded: Path | None) -> socket.socket:
-    """The same where the kernel has no O_PATH (macOS)."""
-    if guarded is not None and path.resolve() != guarded.resolve() / path.relative_to(guarded):
-        raise ConnectionRefusedError(errno.ECONNREFUSED, f"{path} leads elsewhere by a symlink")
-    parent = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        handle = connect_in(parent, path.name)
-    finally:
-        os.close(parent)
-    handle.setblocking(False)
-    return handle
 
 
 def _connect(handle: socket.socket, target: Endpoint) -> int:

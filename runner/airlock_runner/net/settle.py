@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from airlock_runner.borders import entry
 from airlock_runner.config import place_of
+from airlock_runner.sockets import is_socket_at
 from airlock_store.errors import ConfigError, noting
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ class ToGuest:
 
 @dataclass(frozen=True, slots=True)
 class HostSocket:
-    """A Unix socket of the host. `guarded`: the directory above it that the sandbox can write to, if any."""
+    """A Unix socket of the host. `guarded`: the real directory above it that the sandbox can write to, if any."""
 
     name: str
     path: Path
@@ -58,11 +60,7 @@ class HostSocket:
     @property
     def is_there(self) -> bool:
         """Whether there is a socket at its path that can be seen from here."""
-        try:
-            return self.path.is_socket()
-        except OSError:
-            # No right to look there, or no path at all.
-            return False
+        return is_socket_at(self.path, self.guarded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,8 +197,8 @@ def _sockets(
             )
             continue
         places[guest] = name
-        above = [directory for directory in writable if path.is_relative_to(directory)]
-        found[name] = here = HostSocket(name, path, guest, min(above, default=None))
+        guarded, path = entry(path, writable) or (None, path)
+        found[name] = here = HostSocket(name, path, guest, guarded)
         if not here.is_there:
             warnings.append(f"socket {name}: {path} is not there; it works as soon as it is")
     return found, warnings
