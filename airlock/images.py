@@ -31,13 +31,14 @@ def project_image(here: Path) -> str:
 
 
 def stored(ref: str, store: Store, base: Path) -> Image | None:
-    """The image that `ref` names as a path, or as the name of a directory in the store; None for recipes."""
+    """The image that `ref` names as a path, or as the name of a directory in the store; None for recipes.
+
+    What has no slash is no path: in a project's directory a sandbox could have put an image of that name there.
+    """
     from airlock_store.image import MANIFEST, load_image
 
-    for path in (base / Path(ref).expanduser(), store.root / ref):
-        if (path / MANIFEST).is_file():
-            return load_image(path.resolve())
-    return None
+    path = base / Path(ref).expanduser() if "/" in ref else store.root / ref
+    return load_image(path.resolve()) if (path / MANIFEST).is_file() else None
 
 
 def build(ref: str, store: Store, base: Path, *, quiet: bool, verbose: bool) -> BuildResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import click
 
 from airlock.cli import group
 from airlock.output import note, say, say_json
+from airlock_store.errors import AirlockError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -50,20 +52,24 @@ def show(as_json: bool) -> None:
 
 @config.command("approve", examples=["airlock config approve"])
 def approve() -> None:
-    """Agree to what a sandbox may have changed in this project's config files while it ran, and show it.
+    """Show what a sandbox may have changed in this project's config files while it ran, and agree to it.
 
-    A start asks for this on a terminal, and refuses without one.
+    Asks on a terminal, after all of it was shown. A start asks for this too, if it is not much, and refuses without a
+    terminal.
     """
     from airlock_runner import approval
 
     root = Path.cwd()
     now = approval.snapshot(root)
     lines = approval.changes(root, now)
-    approval.approve(root, now)
     if not lines:
         note("There is nothing to approve: no sandbox has changed the config here.")
         return
-    say("\n".join(["Approved:", *(f"    {line}" for line in lines)]))
+    asks = sys.stdin.isatty() and sys.stderr.isatty()
+    say("\n".join(["To approve:" if asks else "Approved:", *(f"    {line}" for line in lines)]))
+    if asks and not click.confirm("Agree to all of it?", err=True):
+        raise AirlockError("not approved", hint="undo what was changed")
+    approval.approve(root, now)
 
 
 @config.command("schema", examples=["airlock config schema > airlock.schema.json"])

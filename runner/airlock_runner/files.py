@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from airlock_runner.text import printable
+from airlock_runner.text import one_line
 from airlock_store.errors import MachineError
 from airlockd.protocol.files import (
     RACY_NS,
@@ -311,7 +311,7 @@ class Files:
 
 
 def _message(header: Header) -> str:
-    return printable(str(header.get("message")), 200)
+    return one_line(str(header.get("message")), 200)
 
 
 def _open_directory(path: Path) -> int:

@@ -60,11 +60,19 @@ class Signals:
         os.close(self._write)
 
 
+def on_terminal() -> bool:
+    """Whether a command gets a terminal: where both its input and its output are one.
+
+    With output in a file or a pipe it has none, or what it writes would have carriage returns in it, and its errors.
+    """
+    return os.isatty(0) and os.isatty(1)
+
+
 class Terminal:
-    """The terminal on standard input, where there is one: raw while a command has it, and its size."""
+    """The user's terminal, where the command gets one: raw while the command has it, and its size."""
 
     def __init__(self) -> None:
-        self.present = os.isatty(0)
+        self.present = on_terminal()
         self._saved: list[Any] | None = None
 
     def size(self) -> tuple[int, int] | None:
@@ -127,6 +135,7 @@ class RemoteCommand:
     ) -> None:
         self._control, self._terminal, self._finished = control, terminal, finished
         self._code: int | None = None
+        self._lost = False
         self.process = control.number()
         streams = [control.number() for _ in range(3)]
         size = terminal.size()
@@ -137,7 +146,7 @@ class RemoteCommand:
         self._input = Source(link, os.dup(0), streams[0])
         outputs = (1,) if size else (1, 2)
         self._outputs = [
-            Sink(link, _output(fd), streams[fd], self._maybe_finish, _cannot_write) for fd in outputs
+            Sink(link, _output(fd), streams[fd], self._maybe_finish, self._cannot_write) for fd in outputs
         ]
         terminal.raw()
 
@@ -173,16 +182,17 @@ class RemoteCommand:
         if self._code is not None and all(sink.done for sink in self._outputs):
             code, self._code = self._code, None
             self.close()
-            self._finished(code)
+            # Who reads the exit code must not take a file that was cut short for a whole one.
+            self._finished(code or int(self._lost))
+
+    def _cannot_write(self, error: OSError) -> None:
+        # Who no longer reads a pipe or a terminal knows that.
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            self._lost = True
+            tell(f"the command's output cannot be written: {error.strerror}")
 
     def _call(self, op: str, **arguments: int) -> None:
         self._control.call(op, {"process": self.process, **arguments}, _ignore, _ignore)
-
-
-def _cannot_write(error: OSError) -> None:
-    # Who no longer reads a pipe or a terminal knows that.
-    if error.errno not in (errno.EPIPE, errno.EIO):
-        tell(f"the command's output cannot be written: {error.strerror}")
 
 
 def _output(number: int) -> int:
@@ -198,7 +208,7 @@ def _output(number: int) -> int:
 
 def command_environment(argv_env: Mapping[str, str]) -> dict[str, str]:
     """What a command needs to know of our terminal, under what the user set for it."""
-    names = ("TERM", "COLORTERM") if os.isatty(0) else ()
+    names = ("TERM", "COLORTERM") if on_terminal() else ()
     return {**{name: os.environ[name] for name in names if name in os.environ}, **argv_env}
 
 

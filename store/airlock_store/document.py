@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from airlock_store.errors import ConfigError, Location
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 Place = tuple[str | int, ...]
@@ -91,7 +91,19 @@ def parse_toml(text: str, path: Path) -> Document:
         ) from error
     if lost:
         raise lost
-    return Document(data, path, scanner.where)
+    document = Document(data, path, scanner.where)
+    for place in _too_large(data, ()):
+        raise ConfigError("an integer has 64 bits at most", at=document.at(place))
+    return document
+
+
+def _too_large(value: object, place: Place) -> Iterator[Place]:
+    """Places of integers that TOML 1.0 does not promise to keep. Python reads them, and then cannot write some."""
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        yield place
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, each in items:
+        yield from _too_large(each, (*place, key))
 
 
 class Lines:

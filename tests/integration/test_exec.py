@@ -92,13 +92,15 @@ def test_a_large_transfer_is_exact(sandbox: Running) -> None:
 
 
 def test_output_that_cannot_be_written_is_told(sandbox: Running) -> None:
-    with open("/dev/full", "wb") as full:
-        done = subprocess.run(
-            [COMMAND, "exec", "yes"], cwd=sandbox.project, stdout=full, stderr=subprocess.PIPE, check=False
-        )
-    # As in any other pipeline: SIGPIPE.
-    assert done.returncode == 141
-    assert done.stderr == b"airlock: the command's output cannot be written: No space left on device\n"
+    # As in any other pipeline: SIGPIPE. And what is lost is no success, though the command knows nothing of it.
+    for command, code in ((["yes"], 141), (["echo", "lost"], 1), (["sh", "-c", "echo lost; exit 7"], 7)):
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run(
+                [COMMAND, "exec", *command],
+                cwd=sandbox.project, stdout=full, stderr=subprocess.PIPE, check=False,
+            )  # fmt: skip
+        assert done.returncode == code
+        assert done.stderr == b"airlock: the command's output cannot be written: No space left on device\n"
 
 
 def test_signals_reach_it(sandbox: Running) -> None:

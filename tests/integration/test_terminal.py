@@ -82,6 +82,23 @@ def test_exec_has_a_terminal_too(terminal: Spawn, project: Path) -> None:
         assert end(child) == 5
 
 
+def test_what_goes_to_a_file_is_as_it_was_written(terminal: Spawn, project: Path) -> None:
+    """With a terminal for input: no carriage returns, no errors among it, and Ctrl-C all the same."""
+    with running(project):
+        shell = pexpect.spawn("/bin/sh", timeout=120, encoding="utf-8", cwd=project)
+        script = r"printf 'a\nb\n\0'; echo oops >&2; test -t 0 || exit 3"
+        shell.sendline(f'{COMMAND} exec sh -c "{script}" > out 2> err; echo code $?')
+        shell.expect("code 3\r\n")
+        assert (project / "out").read_bytes() == b"a\nb\n\0"
+        assert (project / "err").read_bytes() == b"oops\n"
+        shell.sendline(f"{COMMAND} exec sh -c 'echo be''gin; exec sleep 1000' | cat")
+        shell.expect("begin\r\n")
+        shell.sendintr()
+        shell.sendline("echo ba''ck")
+        shell.expect("back\r\n")
+        shell.close(force=True)
+
+
 def test_the_terminal_is_as_it_was(terminal: Spawn) -> None:
     """Also after an end that was not the command's."""
     shell = pexpect.spawn("/bin/sh", timeout=120, encoding="utf-8", cwd=terminal("--version").cwd)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,10 +13,8 @@ from hypothesis import strategies as st
 
 from airlock_runner import approval
 from airlock_runner.project import Project
-from airlock_store.errors import ConfigError
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from airlock_store.errors import AirlockError, ConfigError
+from airlock_store.image import MANIFEST, Image, encode_image
 
 CONFIG = '# ours\n[vm]\nharden = true\n[env]\nTOKEN = "${TOKEN}"\n[mounts.docs]\nsource = "docs"\n'
 
@@ -120,10 +119,126 @@ def test_files_of_the_project_that_are_booted_count(root: Path) -> None:
     approval.begin(root, before)
     (root / "initrd").write_text("two")
     assert [line.partition(" = ")[0] for line in changes(root)] == [
-        "- airlock.toml: content of vm.initrd",
-        "+ airlock.toml: content of vm.initrd",
+        "- content of vm.initrd",
+        "+ content of vm.initrd",
     ]
-    assert sum(key.startswith("airlock.toml: content of") for key in before) == 3
+    assert sum(key.startswith("content of") for key in before) == 3
+
+
+@pytest.mark.parametrize("where", ["airlock.local.toml", "{home}/.airlock.toml"])
+def test_whoever_names_what_is_booted_it_counts(
+    root: Path, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also the user's own config, also in a mount that is not the project, and however it is spelled."""
+    monkeypatch.setenv("HOME", os.fspath(tmp_path))
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "way").symlink_to("shared")
+    (root / "airlock.toml").write_text('[mounts.s]\nsource = "~/shared"\n')
+    (root / where.format(home=tmp_path)).write_text('[vm]\nkernel = "~/way/vmlinux"\n')
+    kernel = tmp_path / "shared" / "vmlinux"
+    kernel.write_text("one")
+    approval.begin(root, approval.snapshot(root))
+    kernel.write_text("two")
+    assert [line[:24] for line in changes(root)] == ["- content of vm.kernel =", "+ content of vm.kernel ="]
+
+
+def test_a_huge_file_is_not_read(root: Path) -> None:
+    """Whoever makes a sparse one would hold up the end of its session for hours."""
+    (root / "airlock.toml").write_text('[vm]\nkernel = "vmlinux"\n')
+    with (root / "vmlinux").open("wb") as file:
+        file.truncate(1 << 42)
+        approval.begin(root, approval.snapshot(root))
+        assert not changes(root)
+        os.pwrite(file.fileno(), b"x", 1 << 41)
+        os.utime(root / "vmlinux", ns=(1, 1))
+    assert changes(root)
+    (root / "vmlinux").unlink()
+    os.mkfifo(root / "vmlinux")
+    assert changes(root)
+
+
+def test_each_file_of_an_image_in_the_project_counts(root: Path) -> None:
+    (root / "img").mkdir()
+    files = {name: root / "img" / name for name in ("kernel", "initrd", "rootfs")}
+    for path in files.values():
+        path.write_text("one")
+    image = Image(
+        root / "img", key="0" * 32, name="i", summary="", arch="x86_64", kernel_release="6", rootfs_format="ext4",
+        rootfs_key="1" * 32, features=(), **files,
+    )  # fmt: skip
+    (root / "img" / MANIFEST).write_bytes(encode_image(image))
+    (root / "airlock.toml").write_text('[vm]\nimage = "./img"\n')
+    for name in sorted(os.listdir(root / "img")):
+        approval.begin(root, approval.snapshot(root))
+        assert not changes(root)
+        path = root / "img" / name
+        path.write_bytes(path.read_bytes() + b"\n")
+        assert [line[:23] for line in changes(root)] == ["- content of vm.image =", "+ content of vm.image ="]
+
+
+def test_a_mask_whose_place_another_directory_takes_is_asked_about(root: Path) -> None:
+    """What is masked cannot be moved; what is above it can, and would be seen at the next start."""
+    (root / "airlock.toml").write_text('[mask.secrets]\npaths = ["deploy/keys/id", ".env"]\n')
+    approval.begin(root, approval.snapshot(root))
+    # By the mask itself.
+    (root / "deploy/keys").mkdir(parents=True)
+    assert not changes(root)
+    approval.begin(root, approval.snapshot(root))
+    (root / ".env").write_text("of an editor that replaces files")
+    assert not changes(root)
+    (root / "deploy").rename(root / "elsewhere")
+    (root / "deploy/keys").mkdir(parents=True)
+    assert [line.partition(" = ")[0] for line in changes(root)] == [
+        "- directory above mask deploy/keys/id: deploy",
+        "+ directory above mask deploy/keys/id: deploy",
+        "- directory above mask deploy/keys/id: deploy/keys",
+        "+ directory above mask deploy/keys/id: deploy/keys",
+    ]
+
+
+def test_a_record_that_cannot_be_read_is_told_as_such(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(_path: Path) -> Path:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuses)
+    with pytest.raises(AirlockError, match=r"cannot be read: Permission denied"):
+        approval.changes(root, {})
+
+
+def test_of_a_list_only_what_differs_is_shown(root: Path) -> None:
+    rules = "[network.rules.r]\nallow = {}\n"
+    before = [f"host{number}.example.com" for number in range(30)]
+    (root / "airlock.toml").write_text(rules.format(json.dumps(before)))
+    approval.begin(root, approval.snapshot(root))
+    (root / "airlock.toml").write_text(rules.format(json.dumps([*before[1:], "10.0.0.0/8"])))
+    assert changes(root) == [
+        '- airlock.toml: network.rules.r.allow with "host0.example.com"',
+        '+ airlock.toml: network.rules.r.allow with "10.0.0.0/8"',
+    ]
+    (root / "airlock.toml").write_text(rules.format(json.dumps(before[::-1])))
+    assert [line[:40] for line in changes(root)] == [
+        f"{sign} airlock.toml: network.rules.r.allow = " for sign in "-+"
+    ]
+
+
+@pytest.mark.parametrize(
+    "config",
+    ["[env]\n" + "".join(f"A{n} = 'x'\n" for n in range(30)), f"[env]\nA = '{'x' * 1000}'\n"],
+    ids=["lines", "characters"],
+)
+def test_what_does_not_fit_is_not_agreed_to_at_a_prompt(
+    root: Path, config: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "isatty", lambda _fd: True)
+    approval.begin(root, approval.snapshot(root))
+    text = f"{config}[mounts.all]\nsource = '/'\ntarget = '/host'\n"
+    (root / "airlock.local.toml").write_text(text)
+    with pytest.raises(ConfigError, match=r"and \d+ (more|characters more)") as refusal:
+        approval.require(root)
+    assert "shows all of it" in str(refusal.value.hint)
+    # What gives most is not what is left out.
+    assert str(refusal.value).splitlines()[1].endswith('mounts.all.source = "/"')
+    assert all(text.split(" = ")[0] in "\n".join(changes(root)) for text in config.splitlines()[1:])
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"settings": 7}'])

@@ -176,6 +176,9 @@ def test_arrays_of_tables_are_counted_at_every_level() -> None:
         ("a = 2020-13-01\n", 1, 9),
         ('a = "\\q"\n', 1, 8),
         ("\ufeffa = 1\n", 1, 1),
+        # Python reads a hexadecimal number of any length, and refuses to write it in decimal.
+        ("a = 1\n[t]\nb = [1, 0x" + "f" * 5000 + "]\n", 3, 9),
+        (f"a = {1 << 63}\n", 1, 1),
     ],
 )
 def test_a_syntax_error_has_a_line_and_a_column(text: str, line: int, column: int) -> None:

@@ -218,6 +218,17 @@ def test_more_than_is_allowed_is_not_taken(pair: Pair, monkeypatch: pytest.Monke
     assert pair.source.read_text() == "x" * 1000
 
 
+def test_a_refusal_begins_no_line_of_its_own(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    def get(header: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
+        pair.link.refuse(header["streams"])
+        answer({"t": "error", "message": "no\nairlock: \x1b[2Jall is well"})
+
+    monkeypatch.setattr(pair.guest, "get", get)
+    pair.tell(0)
+    pair.settle()
+    assert pair.notes == ["mount m: /target cannot be taken over: no airlock: \\x1b[2Jall is well"]
+
+
 def test_a_symlink_is_no_version_of_a_file(pair: Pair, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("secret")

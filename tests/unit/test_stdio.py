@@ -35,7 +35,7 @@ if {when!r} == "after": os.close({main})
 terminal.restore()
 assert terminal.size() == (24, 80)
 """
-        child = subprocess.Popen([sys.executable, "-c", script], stdin=ours, pass_fds=[main])
+        child = subprocess.Popen([sys.executable, "-c", script], stdin=ours, stdout=ours, pass_fds=[main])
         os.close(main)
         os.close(ours)
         assert child.wait(60) == 0

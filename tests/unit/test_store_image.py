@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from airlock import images
 from airlock_store.errors import StoreError
 from airlock_store.image import MANIFEST, Image, VmDefaults, encode_image, load_image
+from airlock_store.store import Store
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,6 +40,13 @@ def image(tmp_path: Path) -> Image:
     )
     (tmp_path / MANIFEST).write_bytes(encode_image(image))
     return image
+
+
+def test_a_name_is_no_directory_of_the_project(image: Image, tmp_path: Path) -> None:
+    """A sandbox could have put an image of its own there, for the next start."""
+    store = Store(tmp_path / "store")
+    assert images.stored(image.path.name, store, image.path.parent) is None
+    assert images.stored(f"./{image.path.name}", store, image.path.parent) == image
 
 
 def test_read_back(image: Image) -> None:
