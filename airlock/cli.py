@@ -15,10 +15,12 @@ import click
 
 from airlock import __version__
 from airlock.commands import ALIASES, COMMANDS, root_help
-from airlock.failure import explain
+from airlock.failure import USAGE, explain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from click.shell_completion import CompletionItem
 
 COMPLETE = "_AIRLOCK_COMPLETE"
 
@@ -50,6 +52,9 @@ def run(arguments: Sequence[str]) -> int:
         with root.make_context("airlock", list(arguments)) as context:
             code = root.invoke(context)
         sys.stdout.flush()
+    except click.exceptions.NoArgsIsHelpError as alone:
+        click.echo(alone.format_message(), err=True)
+        return USAGE
     except click.exceptions.Exit as end:
         code = end.exit_code
     except SystemExit:
@@ -134,6 +139,31 @@ class _Root(click.Group):
 
     def get_help(self, ctx: click.Context) -> str:
         return root_help().rstrip("\n")
+
+
+def paths(_context: object, _parameter: object, incomplete: str) -> list[CompletionItem]:
+    """Completes an argument with files and directories, by the shell itself."""
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(incomplete, type="file")]
+
+
+def directories(_context: object, _parameter: object, incomplete: str) -> list[CompletionItem]:
+    """The same with directories alone."""
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(incomplete, type="dir")]
+
+
+def recipes(context: object, parameter: object, incomplete: str) -> list[CompletionItem]:
+    """Completes an argument with the names of recipes, or what has a slash with the files that there are."""
+    from click.shell_completion import CompletionItem
+
+    from airlock_builder.recipe import find_recipes
+
+    if "/" in incomplete or incomplete.startswith(("~", ".")):
+        return paths(context, parameter, incomplete)
+    return [CompletionItem(each.name) for each in find_recipes() if each.name.startswith(incomplete)]
 
 
 def command(

@@ -7,19 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from airlock.cli import command, face
+from airlock.cli import command, directories, face, recipes
 from airlock.output import note, say, say_json, say_table, space_of
 from airlock_store.sizes import format_size
 
 if TYPE_CHECKING:
     from airlock_builder.build import BuildResult
     from airlock_store.store import Store
-
-
-def _recipe_names(_context: object, _parameter: object, incomplete: str) -> list[str]:
-    from airlock_builder.recipe import find_recipes
-
-    return [recipe.name for recipe in find_recipes() if recipe.name.startswith(incomplete)]
 
 
 @command(
@@ -31,8 +25,11 @@ def _recipe_names(_context: object, _parameter: object, incomplete: str) -> list
         "airlock build ./my-image.toml --json",
     ],
 )
-@click.argument("recipe", required=False, shell_complete=_recipe_names)
-@click.option("--store", "directory", metavar="DIR", help="Build into this store instead of the usual one.")
+@click.argument("recipe", required=False, shell_complete=recipes)
+@click.option(
+    "--store", "directory", metavar="DIR", shell_complete=directories,
+    help="Build into this store instead of the usual one.",
+)  # fmt: skip
 @click.option("--warm", is_flag=True, help="Also save the machine state that makes the first start fast.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("-v", "--verbose", is_flag=True, help="Show what the tools write.")

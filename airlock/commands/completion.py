@@ -24,4 +24,9 @@ def completion(shell: str) -> None:
     assert found is not None
     # Not `source()`: for bash that insists on running the bash that is installed here, to see its version.
     script = found(root, {}, "airlock", COMPLETE)
-    click.echo(script.source_template % script.source_vars())
+    text = script.source_template % script.source_vars()
+    if shell == "zsh":
+        # A fresh .zshrc has loaded no completion system yet; the first line is for one that has.
+        first, rest = text.split("\n", 1)
+        text = f"{first}\n(( $+functions[compdef] )) || {{ autoload -Uz compinit && compinit }}\n{rest}"
+    click.echo(text)

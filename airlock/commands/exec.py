@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from airlock.cli import command
+from airlock.cli import command, directories, paths
 from airlock_store.errors import UsageError
 
 
@@ -19,11 +19,12 @@ from airlock_store.errors import UsageError
     "-w",
     "--workdir",
     metavar="DIR",
+    shell_complete=directories,
     help="Directory in the sandbox, also relative to this one (default: this one, if shared).",
 )
 @click.option("-e", "--env", "pairs", metavar="K=V", multiple=True, help="Set a variable; may be repeated.")
 @click.option("--login", is_flag=True, help="Run CMD by the user's login shell; without CMD, that shell.")
-@click.argument("argv", metavar="CMD...", nargs=-1)
+@click.argument("argv", metavar="CMD...", nargs=-1, shell_complete=paths)
 def exec_(workdir: str | None, pairs: tuple[str, ...], login: bool, argv: tuple[str, ...]) -> int:
     """Run CMD in the running sandbox of this project, and exit as CMD does.
 

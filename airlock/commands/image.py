@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from airlock.cli import group
+from airlock.cli import group, recipes
 from airlock.output import say_json, say_table, space_of
 from airlock_store.sizes import format_size
 
@@ -36,7 +36,7 @@ def list_images(as_json: bool) -> None:
 
 
 @image.command("inspect", examples=["airlock image inspect base", "airlock image inspect base --json"])
-@click.argument("ref", metavar="IMAGE")
+@click.argument("ref", metavar="IMAGE", shell_complete=recipes)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(ref: str, as_json: bool) -> None:
     """Show what IMAGE is made of: a recipe's name or file, or a store path. Nothing is built."""

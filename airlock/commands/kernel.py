@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from airlock.cli import face, group
+from airlock.cli import face, group, recipes
 from airlock.output import note, say, say_json, say_table
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def features(as_json: bool) -> None:
 @kernel.command(
     "render", examples=["airlock kernel render base", "airlock kernel render base --arch aarch64"]
 )
-@click.argument("recipe", required=False)
+@click.argument("recipe", required=False, shell_complete=recipes)
 @_ARCH
 @_JSON
 def render(recipe: str | None, arch: str | None, as_json: bool) -> None:
@@ -90,7 +90,7 @@ def render(recipe: str | None, arch: str | None, as_json: bool) -> None:
 
 
 @kernel.command("check", examples=["airlock kernel check base", "airlock kernel check ./mine.toml --json"])
-@click.argument("recipe", required=False)
+@click.argument("recipe", required=False, shell_complete=recipes)
 @_ARCH
 @_JSON
 @click.option("-v", "--verbose", is_flag=True, help="Show what the tools write.")

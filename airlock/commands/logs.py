@@ -10,7 +10,7 @@ from airlock.cli import command
 from airlock_store.errors import AirlockError
 
 
-@command("logs", examples=["airlock logs", "airlock logs docker -f"])
+@command("logs", examples=["airlock logs", "airlock logs dockerd -f"])
 @click.option("-f", "--follow", is_flag=True, help="Go on with what they write from now on, until Ctrl-C.")
 @click.argument("name", required=False)
 def logs(name: str | None, follow: bool) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from airlock.cli import group
+from airlock.cli import group, recipes
 from airlock.output import say, say_json, say_table
 
 LINE = 80
@@ -34,7 +34,7 @@ def list_recipes(as_json: bool) -> None:
 
 
 @recipe.command("show", examples=["airlock recipe show base", "airlock recipe show ./my-image.toml"])
-@click.argument("name")
+@click.argument("name", shell_complete=recipes)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(name: str, as_json: bool) -> None:
     """Print the recipe NAME (a name or a path), with what it extends merged in."""

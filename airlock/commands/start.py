@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from airlock.cli import command, face
+from airlock.cli import command, directories, face, paths, recipes
 from airlock.output import note
 from airlock_store.errors import ConfigError, UsageError
 
@@ -37,8 +37,9 @@ image = "base"
     context_settings={"allow_interspersed_args": False},
 )
 @click.option(
-    "--image", "ref", metavar="IMAGE", help="Recipe name, recipe file or store path to boot instead."
-)
+    "--image", "ref", metavar="IMAGE", shell_complete=recipes,
+    help="Recipe name, recipe file or store path to boot instead.",
+)  # fmt: skip
 @click.option(
     "--accel", type=click.Choice(["auto", "kvm", "hvf", "tcg"]), default="auto", show_default=True,
     help="What runs the machine; auto tries, and falls back to tcg.",
@@ -49,12 +50,13 @@ image = "base"
 )  # fmt: skip
 @click.option("--login", is_flag=True, help="Run CMD by the user's login shell; without CMD, that shell.")
 @click.option(
-    "--sandbox-cwd", "cwd", metavar="DIR", help="Directory in the sandbox to start in (default: this one)."
-)
+    "--sandbox-cwd", "cwd", metavar="DIR", shell_complete=directories,
+    help="Directory in the sandbox to start in (default: this one).",
+)  # fmt: skip
 @click.option("-d", "--detach", is_flag=True, help="Leave the sandbox running, for exec, until airlock stop.")
 @click.option("--cold", is_flag=True, help="Boot the kernel, do not restore or save machine state.")
 @click.option("-v", "--verbose", count=True, help="Say more about the start; may be repeated.")
-@click.argument("argv", metavar="[--] [CMD]...", nargs=-1)
+@click.argument("argv", metavar="[--] [CMD]...", nargs=-1, shell_complete=paths)
 def start(
     *,
     ref: str | None,

@@ -34,7 +34,7 @@ from airlock_runner.stdio import (
 )
 from airlock_runner.text import one_line
 from airlock_runner.timeline import mark
-from airlock_runner.watch import DiskTrouble, Pulse
+from airlock_runner.watch import PING_SECONDS, DiskTrouble, Pulse
 from airlock_store.errors import AirlockError, MachineError
 from airlock_store.sizes import format_size
 from airlockd.protocol.loop import Loop
@@ -173,6 +173,7 @@ class Session:
         self._project.note_up(self._lock)
         self._pulse = Pulse(self._loop, self._control, self._patience, self._stuck, self.note)
         self._pulse.start()
+        self._look_for_directory()
         if self._stopping:
             self._stop()
             return
@@ -297,6 +298,22 @@ class Session:
         else:
             self._result = 128 + number
             self._loop.stop()
+
+    def _look_for_directory(self) -> None:
+        """No `git clean` leaves a machine that nobody can find any more: the lock says when its directory is gone.
+
+        One that was moved is not; that of a command in the foreground is for whoever sees it to end.
+        """
+        if os.fstat(self._lock).st_nlink:
+            self._loop.call_later(PING_SECONDS, self._look_for_directory)
+            return
+        gone = f"{self._project.directory} was removed while the sandbox ran, and its disk with it"
+        if self._request.background is not None:
+            self._end(MachineError(f"{gone}; the sandbox was stopped"))
+        else:
+            self.note(
+                0, f"{gone}: no other command reaches the sandbox, and what is on the disk is lost at its end"
+            )
 
     def _on_disk_trouble(self, node: str, reason: str, full: bool) -> None:
         if node != "disk":

@@ -6,6 +6,8 @@ import json
 import os
 import time
 
+from airlock_runner.stdio import tell
+
 _marks: list[tuple[str, float]] = []
 _wanted = os.environ.get("AIRLOCK_TIMELINE")
 
@@ -21,8 +23,12 @@ def write() -> None:
     if not _wanted:
         return
     begin = _process_start()
-    with open(_wanted, "w", encoding="utf-8") as file:
-        json.dump([[name, round(at - begin, 4)] for name, at in _marks], file)
+    try:
+        with open(_wanted, "w", encoding="utf-8") as file:
+            json.dump([[name, round(at - begin, 4)] for name, at in _marks], file)
+    except OSError as error:
+        # How the command ended is worth more.
+        tell(f"AIRLOCK_TIMELINE={_wanted} cannot be written: {error.strerror}")
 
 
 def _process_start() -> float:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import select
+import shutil
 import signal
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +16,6 @@ from sandboxes import COMMAND, running, write_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from conftest import Airlock
 
@@ -54,6 +56,26 @@ def test_a_sandbox_in_the_background(airlock: Airlock, detached: Path) -> None:
         assert done.returncode == 1
         assert b"no running VM" in done.stderr
     assert "stopped" in airlock("list", cwd=detached).stdout.decode()
+
+
+def test_a_sandbox_whose_directory_is_removed_does_not_stay_behind(airlock: Airlock, detached: Path) -> None:
+    """As `git clean -fdx` does: nobody could find it any more, and its ports would stay taken."""
+    pid = json.loads(airlock("show", "--json", cwd=detached).stdout)["running_pid"]
+    (qemu,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    ends = [os.pidfd_open(pid), os.pidfd_open(int(qemu))]
+    shutil.rmtree(detached / ".airlock")
+    for end in ends:
+        assert select.select([end], [], [], 120)[0]
+        os.close(end)
+    assert airlock("start", "--", "true", cwd=detached).returncode == 0
+
+
+def test_a_command_whose_sandboxs_directory_is_removed_goes_on(project: Path) -> None:
+    with running(project, "until test -e on; do sleep 0.1; done; exit 3") as sandbox:
+        shutil.rmtree(project / ".airlock")
+        assert b".airlock/sandbox was removed while the sandbox ran" in sandbox.stderr.readline()
+        (project / "on").touch()
+        assert sandbox.wait()[0] == 3
 
 
 def test_ps_and_logs(airlock: Airlock, detached: Path) -> None:

@@ -291,17 +291,38 @@ def test_completion_scripts_ask_airlock(shell: str, capsys: pytest.CaptureFixtur
     assert f"_AIRLOCK_COMPLETE={shell}_complete" in capsys.readouterr().out
 
 
-def test_the_shell_learns_the_commands() -> None:
+@pytest.mark.parametrize(
+    ("words", "answers"),
+    [
+        ("airlock st", ["plain,start", "plain,stop", "plain,store"]),
+        ("airlock build bas", ["plain,base"]),
+        ("airlock build ./airl", ["file,./airl"]),
+        ("airlock start --image pod", ["plain,podman"]),
+        ("airlock start -- ls air", ["file,air"]),
+        ("airlock start --sandbox-cwd ~/p", ["dir,~/p"]),
+        ("airlock x cat ./air", ["file,./air"]),
+        ("airlock exec -w su", ["dir,su"]),
+        ("airlock image inspect doc", ["plain,docker", "plain,docker-cli"]),
+        ("airlock kernel check dock", ["plain,docker", "plain,docker-cli"]),
+    ],
+)
+def test_the_shell_learns_what_can_stand_there(words: str, answers: list[str]) -> None:
     environment = {
         **os.environ,
         "_AIRLOCK_COMPLETE": "bash_complete",
-        "COMP_WORDS": "airlock st",
-        "COMP_CWORD": "1",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(words.count(" ")),
     }
     done = subprocess.run(
         [sys.executable, "-m", "airlock.main"], env=environment, capture_output=True, text=True, check=False
     )
-    assert done.stdout.split() == ["plain,start", "plain,stop", "plain,store"]
+    assert done.stdout.split() == answers
+
+
+@pytest.mark.parametrize("name", ["net", "config", "recipe"])
+def test_a_group_alone_prints_its_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([name]) == 2
+    assert capsys.readouterr().err.startswith(f"Usage: airlock {name} ")
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:
