@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airlock_runner.net import resolver as resolver_module
-from airlock_runner.net.resolver import MAX_ADDRESSES, Resolver, is_own, look_up_name
+from airlock_runner.net.resolver import MAX_ADDRESSES, Resolver, look_up_name
 from airlockd.protocol.loop import Loop
 
 if TYPE_CHECKING:
@@ -95,9 +95,3 @@ def test_many_that_ask_for_a_name_are_told_by_one_lookup() -> None:
             thread.join(60)
             assert not thread.is_alive()
     loop.close()
-
-
-def test_the_host_knows_its_own_addresses() -> None:
-    assert is_own(ipaddress.ip_address("127.0.0.1"))
-    assert not is_own(ipaddress.ip_address("192.0.2.1"))
-    assert not is_own(ipaddress.ip_address("2001:db8::1"))

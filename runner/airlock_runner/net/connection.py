@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 from airlock_runner.net.addresses import number_address, parse_address
 from airlock_runner.net.dial import Dial, Endpoint, errno_name
 from airlock_runner.net.names import canonical
+from airlock_runner.net.own import is_own
 from airlock_runner.net.policy import Verdict, denied_names, judge, judge_name
 from airlock_runner.net.record import Record
-from airlock_runner.net.resolver import is_own
 from airlock_runner.sockets import connect_at
 from airlockd.protocol.relay import Relay
 

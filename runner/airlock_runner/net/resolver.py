@@ -177,14 +177,3 @@ def _in_hosts_file(name: str) -> Addresses:
     except OSError:
         return ()
     return tuple(dict.fromkeys(found))
-
-
-def is_own(address: Address) -> bool:
-    """Whether the address is one of this host's: from itself alone the kernel would send to it. Sends nothing."""
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    try:
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((str(address), 9))
-            return parse_address(probe.getsockname()[0]) == address
-    except (OSError, ValueError):
-        return False
