@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import socket
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -18,6 +19,7 @@ from airlockd.protocol.frames import Header, ProtocolError, encode
 from airlockd.protocol.link import Link
 from airlockd.protocol.loop import NO_DESCRIPTORS
 from airlockd.protocol.mux import MAX_STREAM_ID
+from airlockd.protocol.output import keep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -330,8 +332,23 @@ class _Relay:
     def __init__(self, here: Link, here_stream: int, there: Link, there_stream: int) -> None:
         self._here, self._here_stream = here, here_stream
         self._there, self._there_stream = there, there_stream
+        self._pending: deque[memoryview] = deque()
 
     def on_data(self, data: bytes | memoryview) -> None:
+        output = self._there.mux.output
+        if self._there.closed or not (self._pending or output.congested):
+            self._send(data)
+            return
+        # As a frame it would cost many times its bytes, if they are few.
+        if not self._pending:
+            output.when_clear(self._send_pending)
+        keep(self._pending, data)
+
+    def _send_pending(self) -> None:
+        while self._pending:
+            self._send(self._pending.popleft())
+
+    def _send(self, data: bytes | memoryview) -> None:
         mux = self._there.mux
         if self._there.closed or mux.credit(self._there_stream) < len(data):
             # The other side takes no more: drop, and let our sender go on until it learns.
@@ -340,6 +357,7 @@ class _Relay:
             mux.send_data(self._there_stream, data)
 
     def on_end(self) -> None:
+        self._send_pending()
         if not self._there.closed:
             self._there.mux.send_end(self._there_stream)
 
@@ -348,6 +366,7 @@ class _Relay:
             self._there.mux.consumed(self._there_stream, amount)
 
     def on_reset(self) -> None:
+        self._send_pending()
         if not self._there.closed:
             self._there.mux.reset(self._there_stream)
 

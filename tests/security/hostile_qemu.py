@@ -59,6 +59,8 @@ ATTACKS: dict[str, tuple[Callable[[int, int], Chunks], str]] = {
     "credit-of-no-number": (lambda process, out: [frame(t="credit", s=out, n="9")], "bad credit"),
     # Nobody reads the output: there is never credit for more than the window.
     "data": (lambda process, out: (frame(PORTION, t="data", s=out) for _ in range(400)), "more than its window"),
+    # A window of no bytes lasts for ever.
+    "empty": (lambda process, out: (frame(t="data", s=out) * 1000 for _ in range(1000)), "a frame of no data"),
     "truncated": (lambda process, out: [struct.pack(">II", 100, 100) + b"cut"], "machine ended (status 1)"),
     "a-call": (lambda process, out: [frame(t="call", op="spawn", id=1)], "unexpected call"),
     "a-reply": (lambda process, out: [frame(t="reply", id=10**9)], "unexpected reply"),

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import sys
 import tracemalloc
+from contextlib import closing
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +18,11 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "fuzz"))
 from wire import feed, frames, one_input, seeds
 
 from airlockd.protocol.frames import encode
+from airlockd.protocol.link import Link
+from airlockd.protocol.loop import Loop
 from airlockd.protocol.mux import MAX_STREAMS, Mux
+from airlockd.protocol.pumps import Sink
+from airlockd.protocol.relay import Relay
 
 _odd = st.sampled_from(
     [0, -1, 1, 2, 3, 2**53, 2**64, True, None, 1.5, "1", [1], {"a": 1}, "\ud800", "\x1b[31m"]
@@ -85,6 +93,30 @@ def test_what_is_kept_does_not_grow_with_what_is_sent() -> None:
         reason, peak = peak_of(wire)
         assert (reason is None) if expected is None else (expected in (reason or ""))
         assert peak < limit
+
+
+@pytest.mark.parametrize("kind", ["sink", "relay"])
+@pytest.mark.parametrize("size", [1, 100, 3000])
+def test_what_waits_costs_little_more_than_its_bytes(kind: str, size: int) -> None:
+    """However small the pieces in which it came; for a pipe that is full, or a connection that is not there yet."""
+    loop = Loop()
+    ours, theirs = socket.socketpair()
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    os.write(write, bytes(1 << 20))
+    pieces = [bytes((number % 256,)) * size for number in range(200_000 // size)]
+    with closing(loop), theirs, open(read, "rb"), closing(Link(loop, ours.detach(), print, print)) as link:
+        handler = Sink(link, write, 1) if kind == "sink" else Relay(link, 1, print)
+        tracemalloc.start()
+        try:
+            for each in pieces:
+                # A frame's own, in memory that is read into again.
+                handler.on_data(bytes(bytearray(each)))
+            kept = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+        assert b"".join(handler._pending) == b"".join(pieces)
+        assert kept < 400_000
 
 
 def test_many_streams_leave_no_more_than_the_last() -> None:

@@ -115,6 +115,7 @@ def test_a_call_may_open_the_stream_of_the_next_frame() -> None:
         ({"t": "credit", "s": 1, "n": "9"}, b"", "bad credit"),
         ({"t": "credit", "s": 1}, b"", "bad credit"),
         ({"t": "end", "s": 1}, b"x", "carries a payload"),
+        ({"t": "data", "s": 1}, b"", "no data"),
     ],
 )
 def test_a_breach_is_refused(header: dict[str, object], payload: bytes, reason: str) -> None:
@@ -122,6 +123,12 @@ def test_a_breach_is_refused(header: dict[str, object], payload: bytes, reason: 
     mux.open(1)
     with pytest.raises(ProtocolError, match=reason):
         feed(mux, header, payload)
+
+
+def test_no_frame_without_data_is_sent() -> None:
+    here, there = pair(1)
+    here.send_data(1, b"")
+    assert deliver(here, there) == []
 
 
 def test_more_than_the_window_is_refused() -> None:
@@ -164,12 +171,12 @@ def test_a_few_streams_that_carry_much_have_a_larger_window() -> None:
 
 
 def test_nothing_follows_an_end() -> None:
-    for follower in ({"t": "data", "s": 1}, {"t": "end", "s": 1}):
+    for follower, payload in (({"t": "data", "s": 1}, b"x"), ({"t": "end", "s": 1}, b"")):
         mux = Mux()
         mux.open(1)
         feed(mux, {"t": "end", "s": 1})
         with pytest.raises(ProtocolError):
-            feed(mux, follower)
+            feed(mux, follower, payload)
 
 
 def test_streams_are_bounded_and_numbers_checked() -> None:

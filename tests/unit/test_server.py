@@ -23,6 +23,7 @@ from airlock_runner.stdio import RemoteCommand, Terminal, TooLongError
 from airlockd.protocol.frames import MAX_HEADER
 from airlockd.protocol.link import Link
 from airlockd.protocol.loop import Loop
+from airlockd.protocol.output import BACKLOG
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -158,6 +159,59 @@ def test_a_command_that_ended_is_listed_no_more(wires: Wires) -> None:
     assert [each["argv"] for each in wires.ask(client, "list")["commands"]] == [["x"]]
     wires.server.exited({"process": wires.asked[0]["process"], "code": 0})
     assert wires.ask(client, "list")["commands"] == []
+
+
+class Collecting(Ignoring):
+    """Keeps what comes, and how it ended."""
+
+    def __init__(self) -> None:
+        self.data, self.ended = bytearray(), ""
+
+    def on_data(self, data: bytes) -> None:
+        self.data += data
+
+    def on_end(self) -> None:
+        self.ended = "end"
+
+    def on_reset(self) -> None:
+        self.ended = "reset"
+
+
+@pytest.mark.parametrize("how", ["end", "reset"])
+def test_a_client_that_does_not_read_costs_no_frame_for_each_byte(how: str) -> None:
+    """However small the pieces are that a guest sends. Once it reads, all of it is there, and how it ended."""
+    loop = Loop()
+    pairs = [[Link(loop, end.detach(), ignore, ignore) for end in socket.socketpair()] for _ in range(2)]
+    (guest, inner), (outer, client) = pairs
+    server_module._relay(inner, 1, outer, 1)
+    guest.open(1, Ignoring())
+    received = Collecting()
+    client.open(1, received)
+    loop.on_readable(client._fd, None)
+    data, sent, most = os.urandom(300_000), 0, 0
+
+    def go_on() -> None:
+        nonlocal sent, most
+        most = max(most, outer.mux.output.size)
+        for byte in data[sent : sent + 5000]:
+            guest.mux.send_data(1, bytes((byte,)))
+        sent += 5000
+        if sent == len(data):
+            guest.mux.send_end(1) if how == "end" else guest.mux.reset(1)
+            loop.call_later(0.2, lambda: loop.on_readable(client._fd, client._read))
+        if received.ended:
+            loop.stop()
+        else:
+            loop.call_later(0.001, go_on)
+
+    go_on()
+    loop.run()
+    assert received.ended == how
+    assert received.data == data
+    assert most < 2 * BACKLOG
+    for link in (guest, inner, outer, client):
+        link.close()
+    loop.close()
 
 
 def test_who_comes_while_the_sandbox_is_stopped_is_told_so(wires: Wires) -> None:

@@ -127,7 +127,7 @@ class Mux:
         return 0 if state is None or state.sent_end else state.credit
 
     def send_data(self, stream: int, data: bytes | memoryview) -> None:
-        """Queue bytes on a stream; at most `credit` of them."""
+        """Queue bytes on a stream; at most `credit` of them. Of none, nothing is sent."""
         state = self._streams[stream]
         if state.sent_end or len(data) > state.credit:
             raise ProtocolError(f"no credit to send {len(data)} bytes on stream {stream}")
@@ -207,6 +207,9 @@ class Mux:
     def _on_data(self, stream: int, state: _Stream, _header: Header, payload: bytes | memoryview) -> Event:
         if state.received_end:
             raise ProtocolError(f"data after the end of stream {stream}")
+        if not payload:
+            # The window counts bytes: of such frames there could be any number.
+            raise ProtocolError(f"a frame of no data on stream {stream}")
         if len(payload) > state.receive_window:
             raise ProtocolError(f"stream {stream} was sent more than its window")
         state.receive_window -= len(payload)

@@ -13,6 +13,15 @@ BACKLOG = 2 * 1024 * 1024
 """Bytes that wait from which on it is `congested`: what more there is to send waits where it is."""
 AT_ONCE = 64
 """Buffers in one `writev`."""
+SMALL = 4096
+"""Bytes up to which pieces that are kept are joined: each by itself costs as much as a few hundred bytes."""
+
+
+def keep(pieces: deque[memoryview], data: bytes | memoryview) -> None:
+    """Append what waits to be written. Large pieces are not copied."""
+    if pieces and len(pieces[-1]) + len(data) <= SMALL:
+        data = b"".join((pieces.pop(), data))
+    pieces.append(memoryview(data))
 
 
 class Output:

@@ -8,6 +8,8 @@ import stat
 from collections import deque
 from typing import TYPE_CHECKING
 
+from airlockd.protocol.output import keep
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -133,7 +135,7 @@ class Sink:
         if self.done:
             self._link.mux.consumed(self._stream, len(data))
             return
-        self._pending.append(memoryview(data))
+        keep(self._pending, data)
         if not self._waiting:
             if self._one_at_a_time:
                 self._wait()

@@ -10,6 +10,8 @@ import struct
 from collections import deque
 from typing import TYPE_CHECKING
 
+from airlockd.protocol.output import keep
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -75,7 +77,7 @@ class Relay:
         if self.done:
             self._link.mux.consumed(self._stream, len(data))
             return
-        self._pending.append(memoryview(data))
+        keep(self._pending, data)
         if self._socket is not None and not self._writing:
             self._write()
         if self._pending:
