@@ -340,11 +340,11 @@ class _Relay:
             self._send(data)
             return
         # As a frame it would cost many times its bytes, if they are few.
-        if not self._pending:
-            output.when_clear(self._send_pending)
         keep(self._pending, data)
+        output.when_clear(self._send_pending)
 
     def _send_pending(self) -> None:
+        self._there.mux.output.forget(self._send_pending)
         while self._pending:
             self._send(self._pending.popleft())
 

@@ -20,6 +20,7 @@ from airlock_runner.net.airlock0 import Airlock0
 from airlock_runner.net.connection import Connection, Target
 from airlock_runner.net.tcp_relay import TcpRelay
 from airlockd.protocol.loop import Loop
+from airlockd.protocol.output import BACKLOG
 from airlockd.protocol.packets import HEADER, LENGTH
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class Ends:
 
     def say(self, *packets: bytes) -> list[bytes]:
         """Packets of the guest; gives the records of the answers."""
-        data = b"".join(LENGTH.pack(HEADER + len(each)) + bytes(HEADER) + each for each in packets)
+        data = b"".join(map(record, packets))
         answers = []
         while data:
             data = data[self.guest.send(data) :]
@@ -100,6 +101,11 @@ class Ends:
         self.end.close()
         self.guest.close()
         self.loop.close()
+
+
+def record(data: bytes) -> bytes:
+    """A packet of the guest as it is on the wire."""
+    return LENGTH.pack(HEADER + len(data)) + bytes(HEADER) + data
 
 
 @pytest.fixture
@@ -280,6 +286,25 @@ def test_large_windows_are_lent_and_come_back(ends: Ends, monkeypatch: pytest.Mo
         assert not ends.end.lend()
         ends.asked[0].abort()
     assert ends.end._lent == 0
+
+
+def test_a_connection_waits_for_the_wire_once(ends: Ends) -> None:
+    """Whatever the guest says meanwhile; and one that is over does not."""
+    peer = Peer(FIRST, b"")
+    with ends.connect(peer) as server:
+        output = ends.end.wire.output
+        output.add([bytes(BACKLOG + (1 << 20))])
+        server.sendall(b"waits for the wire")
+        at, known = peer.acknowledged, peer.expected
+        assert known is not None
+        for _ in range(50):
+            ends.guest.sendall(record(segment(packet.ACK, at, known)))
+            ends.loop.call_later(0, lambda: None)
+            ends.loop._round()
+        assert output.congested
+        assert len(output._held) == 1
+        ends.asked[0].abort()
+        assert not output._held
 
 
 # ---- DNS

@@ -12,6 +12,7 @@ import pytest
 from airlockd.protocol.link import Link
 from airlockd.protocol.loop import Loop
 from airlockd.protocol.mux import WINDOW
+from airlockd.protocol.output import BACKLOG
 from airlockd.protocol.relay import Relay
 
 if TYPE_CHECKING:
@@ -142,6 +143,19 @@ def test_an_end_before_the_socket_came(wire: Wire) -> None:
     wire.run(lambda: len(wire.finished) == 2)
     with pytest.raises(ConnectionResetError):
         client.recv(1)
+    client.close()
+
+
+def test_a_relay_that_is_over_waits_for_the_wire_no_more(wire: Wire) -> None:
+    left, client = pair()
+    wire.near.attach(left)
+    output = wire.links[0].mux.output
+    output.add([bytes(BACKLOG + 1)])
+    client.sendall(b"waits for the wire")
+    wire.near._read()
+    assert len(output._held) == 1
+    wire.near.abort()
+    assert not output._held
     client.close()
 
 

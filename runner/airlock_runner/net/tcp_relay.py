@@ -226,6 +226,7 @@ class TcpRelay:
     def _close(self) -> None:
         self.done = True
         self._pending.clear()
+        self._network.wire.output.forget(self._go_on)
         # What is owed is the guest's to have: it would ask again.
         self.tcp.acknowledge()
         if self._socket is not None:

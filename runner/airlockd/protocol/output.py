@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import deque
+from collections import OrderedDict, deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Output:
     def __init__(self) -> None:
         self.buffers: deque[bytes | memoryview] = deque()
         self.size = 0
-        self._held: deque[Callable[[], None]] = deque()
+        self._held: OrderedDict[Callable[[], None], None] = OrderedDict()
 
     def add(self, buffers: Iterable[bytes | memoryview]) -> None:
         """Queue these."""
@@ -46,14 +46,18 @@ class Output:
         return self.size > BACKLOG
 
     def when_clear(self, callback: Callable[[], None]) -> None:
-        """Call back once there is room again; those that wait longest have their turn first."""
-        self._held.append(callback)
+        """Call back once there is room again, and once however often this is asked; who waits longest is first."""
+        self._held[callback] = None
+
+    def forget(self, callback: Callable[[], None]) -> None:
+        """Do not call back; harmless where nobody asked for it."""
+        self._held.pop(callback, None)
 
     def write(self, fd: int) -> None:
         """Write all, and what those have that waited. Raises OSError; BlockingIOError where `fd` takes no more."""
         while self.size or self._held:
             while self._held and not self.congested:
-                self._held.popleft()()
+                self._held.popitem(last=False)[0]()
             # Those that waited may have had nothing to say after all.
             if self.size:
                 buffers = self.buffers

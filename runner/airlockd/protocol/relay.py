@@ -184,6 +184,7 @@ class Relay:
         self.done = True
         self._pending.clear()
         self._link.mux.finished(self._stream)
+        self._link.mux.output.forget(self._go_on)
         if self._socket is not None:
             self._link.loop.forget(self._socket.fileno())
             self._socket.close()
