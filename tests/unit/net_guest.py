@@ -145,7 +145,7 @@ def guest(
     """A guest of a sandbox with this config. `look_up` stands in for DNS; by default there is none."""
 
     def no_dns(name: str) -> tuple[Address, ...]:
-        raise OSError(f"a test asked DNS for {name}")
+        raise socket.gaierror(socket.EAI_NONAME, f"a test asked DNS for {name}")
 
     loop = Loop()
     ours, theirs = socket.socketpair()

@@ -19,6 +19,7 @@ from airlock_runner.config.network_model import (
     RuleConfig,
 )
 from airlock_runner.net import connection as connection_module
+from airlock_runner.net.resolver import NO_NAME
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -243,6 +244,49 @@ def test_a_name_that_is_not_found_in_time(tmp_path: Path, monkeypatch: pytest.Mo
         assert sandbox.answered(sandbox.connect(80, None, "93.184.216.34")).error == "EHOSTUNREACH"
         assert sandbox.records[-1]["rule"] == "evil.test is denied, and could not be looked up"
         going_on.set()
+
+
+@pytest.mark.parametrize("number", [socket.EAI_AGAIN, socket.EAI_FAIL])
+def test_a_denied_name_whose_lookup_fails_is_no_permission(tmp_path: Path, number: int) -> None:
+    outcomes: list[OSError | tuple[Address, ...]] = [
+        socket.gaierror(number, "failed"), OSError("failed"), (ipaddress.ip_address("127.0.0.1"),)
+    ]  # fmt: skip
+
+    def look_up(_name: str) -> tuple[Address, ...]:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, OSError):
+            raise outcome
+        return outcome
+
+    rules = {"r": RuleConfig(allow=("127.0.0.1",), deny=("evil.test",))}
+    with serving(echo) as port, guest(NetworkConfig(rules=rules), tmp_path, look_up) as sandbox:
+        for _ in range(2):
+            assert sandbox.answered(sandbox.connect(port, None, "127.0.0.1")).error == "EHOSTUNREACH"
+            assert sandbox.records[-1]["rule"] == "evil.test is denied, and could not be looked up"
+        # That is not believed for a minute.
+        assert sandbox.answered(sandbox.connect(port, None, "127.0.0.1")).error == "ECONNREFUSED"
+        assert sandbox.records[-1]["rule"] == "r: deny evil.test"
+        assert not sandbox.service.connections
+
+
+@pytest.mark.parametrize("number", NO_NAME)
+def test_a_denied_name_that_does_not_exist_denies_nothing(tmp_path: Path, number: int) -> None:
+    def look_up(_name: str) -> tuple[Address, ...]:
+        raise socket.gaierror(number, "no such name")
+
+    rules = {"r": RuleConfig(allow=("127.0.0.1",), deny=("evil.test",))}
+    with serving(echo) as port, guest(NetworkConfig(rules=rules), tmp_path, look_up) as sandbox:
+        assert sandbox.answered(sandbox.connect(port, None, "127.0.0.1")).error is None
+
+
+def test_a_name_whose_lookup_fails_is_told_from_one_that_does_not_exist(tmp_path: Path) -> None:
+    def look_up(name: str) -> tuple[Address, ...]:
+        raise socket.gaierror(socket.EAI_NONAME if name == "nowhere.test" else socket.EAI_AGAIN, "failed")
+
+    with guest(NetworkConfig(), tmp_path, look_up) as sandbox:
+        for name, rule in (("nowhere.test", "no address"), ("failing.test", "could not be looked up")):
+            assert sandbox.answered(sandbox.connect(443, name)).error == "EHOSTUNREACH"
+            assert sandbox.records[-1]["rule"] == rule
 
 
 # ---- many

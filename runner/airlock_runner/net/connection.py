@@ -136,10 +136,7 @@ class Connection:
             self._dial.tick(now)
         if not self._told and self._tickets and now - self._began > RESOLVE_SECONDS:
             name = next(iter(self._missing), None)
-            denied = f"{name} is denied, and could not be looked up"
-            self.record.rule = "not looked up in time" if name is None else denied
-            # Nobody has been asked to connect: not the silence of a server, in which a program would wait for long.
-            self._fail(errno.EHOSTUNREACH)
+            self._fail_for("not looked up in time" if name is None else _unknown(name))
         elif not self._told and now - self._began > DIAL_SECONDS:
             self._fail(errno.ETIMEDOUT)
 
@@ -192,7 +189,10 @@ class Connection:
                 self._missing.add(name)
         for name in tuple(self._missing):
 
-            def found(addresses: Addresses, name: str = name) -> None:
+            def found(addresses: Addresses | None, name: str = name) -> None:
+                if addresses is None:
+                    self._fail_for(_unknown(name))
+                    return
                 known[name] = addresses
                 self._missing.discard(name)
                 if not self._missing:
@@ -210,12 +210,11 @@ class Connection:
                 return
         self._judge((self._asked,))
 
-    def _judge(self, addresses: Addresses) -> None:
+    def _judge(self, addresses: Addresses | None) -> None:
         """Exactly the addresses that pass here are dialled."""
         self._tickets = []
         if not addresses:
-            self.record.rule = "no address"
-            self._fail(errno.EHOSTUNREACH)
+            self._fail_for("could not be looked up" if addresses is None else "no address")
             return
         policy, port = self._service.policy, self.target.port
         # The policy may have changed since the name was judged.
@@ -281,6 +280,11 @@ class Connection:
         self.record.verdict, self.record.rule = "deny", verdict.rule
         self._refuse("denied", "ECONNREFUSED", f"denied by {verdict.rule}")
 
+    def _fail_for(self, reason: str) -> None:
+        """Nobody was asked to connect: not the silence of a server, in which a program would wait for long."""
+        self.record.rule = reason
+        self._fail(errno.EHOSTUNREACH)
+
     def _fail(self, number: int) -> None:
         name = errno_name(number)
         self._refuse("failed", name, name)
@@ -311,6 +315,11 @@ class Connection:
         self.record.state, self.record.error = state, error
         self.record.seconds = round(time.monotonic() - self._began, 3)
         self._service.log(self.record)
+
+
+def _unknown(name: str) -> str:
+    """Whether an address is one of this name's cannot be told, and that is no permission."""
+    return f"{name} is denied, and could not be looked up"
 
 
 def _target(name: str) -> tuple[str | None, Address | None]:

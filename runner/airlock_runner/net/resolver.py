@@ -5,20 +5,18 @@ A name is looked up exactly as it is: search domains of the host never make anot
 
 from __future__ import annotations
 
-import errno
 import os
 import queue
 import socket
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from airlock_runner.net.addresses import parse_address
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from airlock_runner.net.addresses import Address
     from airlockd.protocol.loop import Loop
 
@@ -28,8 +26,12 @@ MAX_ADDRESSES = 16
 CACHE_SECONDS = 60.0
 MAX_CACHED = 1024
 HOSTS_FILE = "/etc/hosts"
+NO_NAME = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
+"""That there is no such name, or none with an address, is an answer. What else `getaddrinfo` may say is a failure."""
 
 Addresses = tuple["Address", ...]
+Then = Callable[["Addresses | None"], None]
+"""Is called with what a name has, nothing included, or None where the lookup failed."""
 
 
 class Ticket:
@@ -37,8 +39,8 @@ class Ticket:
 
     __slots__ = ("then",)
 
-    def __init__(self, then: Callable[[Addresses], None]) -> None:
-        self.then: Callable[[Addresses], None] | None = then
+    def __init__(self, then: Then) -> None:
+        self.then: Then | None = then
 
     def cancel(self) -> None:
         """Nobody waits any more."""
@@ -46,14 +48,15 @@ class Ticket:
 
 
 class _Job:
-    """A name that is looked up, for all that asked for it meanwhile. `answer` is None where nobody waited."""
+    """A name that is looked up, for all that asked for it meanwhile. `put_aside`: nobody waited any more."""
 
-    __slots__ = ("answer", "name", "tickets")
+    __slots__ = ("answer", "name", "put_aside", "tickets")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.tickets: list[Ticket] = []
         self.answer: Addresses | None = None
+        self.put_aside = False
 
     @property
     def wanted(self) -> bool:
@@ -76,8 +79,8 @@ class Resolver:
         os.set_blocking(self._write, False)
         loop.on_readable(self._read, self._deliver)
 
-    def resolve(self, name: str, then: Callable[[Addresses], None]) -> Ticket:
-        """Call `then` with the addresses of `name`, none where there are none; never at once."""
+    def resolve(self, name: str, then: Then) -> Ticket:
+        """Call `then` with the addresses of `name`; never at once."""
         ticket = Ticket(then)
         job = self._jobs.get(name)
         if job is None:
@@ -92,7 +95,7 @@ class Resolver:
         return ticket
 
     def cached(self, name: str) -> Addresses | None:
-        """What the last answer was, if it is not older than a minute."""
+        """What the last answer was, if it is not older than a minute. A failure is none."""
         found = self._cache.get(name)
         return found[1] if found is not None and found[0] > time.monotonic() else None
 
@@ -108,11 +111,9 @@ class Resolver:
 
     def _work(self) -> None:
         while (job := self._waiting.get()) is not None:
-            if job.wanted:
-                try:
-                    job.answer = self._look_up(job.name)
-                except (OSError, UnicodeError):
-                    job.answer = ()
+            job.put_aside = not job.wanted
+            if not job.put_aside:
+                job.answer = self._try(job.name)
             self._done.append(job)
             try:
                 os.write(self._write, b"x")
@@ -124,21 +125,30 @@ class Resolver:
             if not self._threads:
                 os.close(self._write)
 
+    def _try(self, name: str) -> Addresses | None:
+        try:
+            return self._look_up(name)
+        except socket.gaierror as error:
+            return () if error.errno in NO_NAME else None
+        except (OSError, UnicodeError):
+            return None
+
     def _deliver(self) -> None:
         os.read(self._read, 4096)
         while self._done:
             job = self._done.popleft()
-            if job.answer is None and job.wanted:
+            if job.put_aside and job.wanted:
                 # Somebody asked just after it was put aside.
                 self._waiting.put(job)
                 continue
             del self._jobs[job.name]
-            if job.answer is None:
+            if job.put_aside:
                 continue
-            self._cache.pop(job.name, None)
-            if len(self._cache) >= MAX_CACHED:
-                del self._cache[next(iter(self._cache))]
-            self._cache[job.name] = (time.monotonic() + CACHE_SECONDS, job.answer)
+            if job.answer is not None:
+                self._cache.pop(job.name, None)
+                if len(self._cache) >= MAX_CACHED:
+                    del self._cache[next(iter(self._cache))]
+                self._cache[job.name] = (time.monotonic() + CACHE_SECONDS, job.answer)
             for ticket in job.tickets:
                 if ticket.then is not None:
                     ticket.then(job.answer)
@@ -158,8 +168,6 @@ def look_up_name(name: str) -> Addresses:
                 addresses[parse_address(str(where[0]))] = None
             except ValueError:
                 continue
-    if not addresses:
-        raise OSError(errno.EHOSTUNREACH, f"{name} has no address")
     return tuple(addresses)[:MAX_ADDRESSES]
 
 
