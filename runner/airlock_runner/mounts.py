@@ -218,12 +218,11 @@ def _source(name: str, mount: MountConfig, root: Path, writable: list[Path]) -> 
                     f"is larger than {format_size(MAX_FILE)}, which is the most for a single file",
                     "mount its directory",
                 )
-            # A directory says so when it is used.
-            os.close(os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK))
         elif not real.is_dir():
             raise wrong("is neither a directory nor a file")
         elif mount.missing == "create-file":
             raise wrong("is a directory", 'missing = "create-file" is for files')
+        os.close(os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK))
     except OSError as error:
         raise wrong(f"cannot be used: {error.strerror}") from error
     return real

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -200,6 +201,23 @@ def test_a_file_is_no_share(root: Path, tmp_path: Path) -> None:
         {"kind": "file", "file": 1, "target": f"{tmp_path}/new/b", "read_only": True},
     ]
     assert (tmp_path / "new" / "b").read_text() == "b"
+
+
+def test_a_directory_that_cannot_be_read_is_refused_at_its_place(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "sub").mkdir()
+    real = os.open
+
+    def refuses(path: str | Path, flags: int, *mode: int) -> int:
+        # As for whoever is not root, whom nothing is refused.
+        if path == root / "sub":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", refuses)
+    said = refusal(root, '[mounts.a]\nsource = "sub"\n')
+    assert said == f"2:1: mount a: {root}/sub cannot be used: Permission denied"
 
 
 @pytest.mark.parametrize("source", ["inner", "inner/below"])

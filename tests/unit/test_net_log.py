@@ -121,6 +121,17 @@ def test_any_line_is_an_entry_or_nothing(line: bytes) -> None:
     assert entry is None or isinstance(entry.record.id, str)
 
 
+@pytest.mark.parametrize("key", ["seconds", "sent", "received", "count", "port"])
+@pytest.mark.parametrize("number", [10**400, -1, float("inf"), float("nan")])
+def test_a_number_that_nothing_measured_makes_a_line_none(
+    project: Project, capsys: pytest.CaptureFixture[str], key: str, number: float
+) -> None:
+    fill(project, record(1), record(2, **{key: number}), record(3))
+    assert [entry.record.id for entry in connections(project)] == ["s-1", "s-3"]
+    assert run(["net", "log"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
 def test_lines_of_an_earlier_version_are_read(project: Project) -> None:
     values = record(1).values()
     del values["protocol"], values["count"]

@@ -63,6 +63,23 @@ def test_the_host_knows_its_own_addresses(monkeypatch: pytest.MonkeyPatch, platf
     assert not is_own(ipaddress.ip_address("2001:db8::1"))
 
 
+@pytest.mark.parametrize(("number", "others"), [(errno.EPERM, False), (errno.EMFILE, True)])
+def test_where_the_kernel_may_not_be_asked_a_source_tells(
+    monkeypatch: pytest.MonkeyPatch, number: int, others: bool
+) -> None:
+    """A container's filter may refuse the socket, and still there is a network."""
+    real = socket.socket
+
+    def no_netlink(family: int, *arguments: Any) -> socket.socket:
+        if family == socket.AF_NETLINK:
+            raise OSError(number, "no socket")
+        return real(family, *arguments)
+
+    monkeypatch.setattr(socket, "socket", no_netlink)
+    assert is_own(ipaddress.ip_address("127.0.0.1"))
+    assert is_own(ipaddress.ip_address("192.0.2.1")) is others
+
+
 @pytest.mark.parametrize("platform", [sys.platform, "darwin"])
 @pytest.mark.parametrize(
     ("number", "own"), [(errno.EMFILE, True), (errno.EACCES, True), (errno.EAFNOSUPPORT, False)]

@@ -133,7 +133,7 @@ def test_sockets_are_found_or_warned_of(root: Path, tmp_path: Path) -> None:
             assert (docker.path, docker.guarded) == (tmp_path / "docker.sock", None)
             assert (mine.path, mine.guarded) == (root / "sub/mine.sock", root)
             assert found.warnings == (
-                f"socket mine: {root}/sub/mine.sock is not there; it works as soon as it is",
+                f"socket mine: {root}/sub/mine.sock is not there; it works as soon as it is one",
             )
             assert found.powerful == f"forwarded socket docker ({tmp_path}/docker.sock)"
             assert found.listen_call() == {

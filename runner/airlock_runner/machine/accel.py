@@ -45,8 +45,9 @@ def candidates(wanted: str, arch: str, qemu: Path) -> Candidates:
     obstacle = _obstacle(native, arch)
     if wanted != "auto":
         if wanted != native or obstacle:
+            reason = obstacle if wanted == native else f"this system has no {wanted}"
             raise MachineError(
-                f"the accelerator {wanted} cannot be used: {obstacle or 'this system has no ' + wanted}",
+                f"the accelerator {wanted} cannot be used: {reason}",
                 hint="use --accel auto or --accel tcg",
             )
         return Candidates((wanted,), False, "asked for")

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 _NOWHERE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EAFNOSUPPORT)
 """What says that there is no way to an address. Dialling it would say so too."""
 
+_NOT_ASKED = (errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EPERM, errno.EACCES)
+"""What whoever runs airlock in a container may have put before the kernel's answer."""
+
 # linux/netlink.h, linux/rtnetlink.h
 _QUERY = struct.Struct("=IHHII 8BI HH")
 """struct nlmsghdr, struct rtmsg, struct rtattr."""
@@ -43,7 +46,13 @@ def _route_kind(address: Address) -> int | None:
         family, address.max_prefixlen, 0, 0, 0, 0, 0, 0, 0,
         4 + len(packed), _DESTINATION,
     )  # fmt: skip
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as kernel:
+    try:
+        kernel = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+    except OSError as error:
+        if error.errno in _NOT_ASKED:
+            return None
+        raise
+    with kernel:
         kernel.send(head + packed)
         # The answer is there by now.
         answer = kernel.recv(8192, socket.MSG_DONTWAIT)

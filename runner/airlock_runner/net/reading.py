@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from airlock_runner.project import Project
 
 MAX_LINE = 16 * 1024
+MAX_TEXT = 2000
+"""Characters of one value."""
+MAX_NUMBER = 2**63
+"""Of bytes, seconds or packets. Python's own go on, and some cannot be printed."""
 POLL_SECONDS = 0.2
 REACHED = ("open", "closed", "reset")
 
@@ -159,7 +163,10 @@ def _parse(line: bytes) -> Entry | None:
 
 
 def _fits(value: object, kinds: tuple[type, ...]) -> bool:
-    return type(value) in kinds and not (isinstance(value, str) and len(value) > 2000)
+    if isinstance(value, str):
+        return str in kinds and len(value) <= MAX_TEXT
+    # NaN is on neither side of anything.
+    return type(value) in kinds and (not isinstance(value, int | float) or 0 <= value <= MAX_NUMBER)
 
 
 _TYPES: dict[str, tuple[type, ...]] = {

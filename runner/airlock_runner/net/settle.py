@@ -200,5 +200,6 @@ def _sockets(
         guarded, path = entry(path, writable) or (None, path)
         found[name] = here = HostSocket(name, path, guest, guarded)
         if not here.is_there:
-            warnings.append(f"socket {name}: {path} is not there; it works as soon as it is")
+            what = "is no socket" if os.path.lexists(path) else "is not there"
+            warnings.append(f"socket {name}: {path} {what}; it works as soon as it is one")
     return found, warnings
