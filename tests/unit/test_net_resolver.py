@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import subprocess
+import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
+from net_guest import PATIENCE
+from test_server import no_descriptors
 
 from airlock_runner.net import resolver as resolver_module
 from airlock_runner.net.resolver import MAX_ADDRESSES, Resolver, look_up_name
@@ -60,6 +65,68 @@ def test_a_name_is_complete_for_the_system_s_resolver(asked: list[str]) -> None:
     assert len(found) == len(set(found)) == MAX_ADDRESSES
     with pytest.raises(OSError, match="no such name"):
         look_up_name("none.test")
+
+
+def test_a_hosts_file_that_cannot_be_opened_just_now_is_not_an_empty_one(
+    asked: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(resolver_module, "HOSTS_FILE", str(tmp_path / "missing"))
+    assert look_up_name("nas")
+    with no_descriptors(), pytest.raises(OSError, match="Too many open files"):
+        look_up_name("nas")
+    assert asked == ["nas."]
+
+
+def test_whatever_a_lookup_raises_is_a_failure_of_that_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the codec does that `getaddrinfo` needs, where it is imported with no descriptor left. It is there before."""
+    loop = Loop()
+    told: dict[str, tuple[Address, ...] | None] = {}
+
+    def look_up(name: str) -> tuple[Address, ...]:
+        if name == "a.test":
+            raise LookupError("unknown encoding: idna")
+        return addresses("1.2.3.4")
+
+    def then(name: str, found: tuple[Address, ...] | None) -> None:
+        told[name] = found
+        if len(told) == 2:
+            loop.stop()
+
+    # One thread does both.
+    monkeypatch.setattr(resolver_module, "MAX_THREADS", 1)
+    resolver = Resolver(loop, look_up)
+    for name in ("a.test", "b.test"):
+        resolver.resolve(name, partial(then, name))
+    loop.call_later(PATIENCE, loop.stop)
+    loop.run()
+    assert told == {"a.test": None, "b.test": addresses("1.2.3.4")}
+    resolver.close()
+    loop.close()
+    code = "import airlock_runner.net.resolver, sys; sys.exit('encodings.idna' not in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_without_a_thread_names_wait_for_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, told = Loop(), []
+
+    def then(_found: tuple[Address, ...] | None) -> None:
+        told.append(1)
+        if len(told) == 2:
+            loop.stop()
+
+    def no_thread(_thread: threading.Thread) -> NoReturn:
+        raise RuntimeError("can't start new thread")
+
+    resolver = Resolver(loop, lambda _name: addresses("1.2.3.4"))
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        resolver.resolve("a.test", then)
+    resolver.resolve("b.test", then)
+    loop.call_later(PATIENCE, loop.stop)
+    loop.run()
+    assert len(told) == 2
+    resolver.close()
+    loop.close()
 
 
 def test_many_that_ask_for_a_name_are_told_by_one_lookup() -> None:

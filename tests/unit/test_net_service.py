@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import hashlib
 import ipaddress
@@ -13,12 +14,17 @@ from typing import TYPE_CHECKING
 import pytest
 from net_guest import descriptors, guest
 from servers import echo, free_port, serving
+from tcp_peer import Segment, segment
+from test_net_airlock0 import record
+from test_server import no_descriptors
 
 from airlock_runner.config.network_model import (
     NetworkConfig,
     RuleConfig,
 )
 from airlock_runner.net import connection as connection_module
+from airlock_runner.net import packet
+from airlock_runner.net.connection import Connection, StreamEnd, Target
 from airlock_runner.net.resolver import NO_NAME
 
 if TYPE_CHECKING:
@@ -287,6 +293,41 @@ def test_a_name_whose_lookup_fails_is_told_from_one_that_does_not_exist(tmp_path
         for name, rule in (("nowhere.test", "no address"), ("failing.test", "could not be looked up")):
             assert sandbox.answered(sandbox.connect(443, name)).error == "EHOSTUNREACH"
             assert sandbox.records[-1]["rule"] == rule
+
+
+# ---- few descriptors
+
+
+def test_a_name_is_asked_for_while_there_is_no_descriptor_left(tmp_path: Path) -> None:
+    """Its connection fails, and no more than that."""
+    with serving(echo) as port, guest(LOCAL, tmp_path, lambda _name: ()) as sandbox:
+        client, number, stream = sandbox._client(), sandbox.number, sandbox.stream
+        with no_descriptors():
+            sandbox.service._begin(
+                Target("tcp", "unknown.test", ipaddress.ip_address("10.2.0.1"), port),
+                lambda made: StreamEnd(sandbox.service.link, number, stream, made.on_done),
+            )
+            assert sandbox.answered(client).error == "EHOSTUNREACH"
+        assert sandbox.answered(sandbox.connect(port, "web.test")).error is None
+
+
+def test_a_syn_that_there_is_no_descriptor_for_is_answered_by_a_reset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_connection: Connection) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Connection, "start", fail)
+    with guest(LOCAL, tmp_path) as sandbox:
+        sandbox.wire.sendall(record(segment(packet.SYN, 5000)))
+        sandbox.until(lambda: sandbox.records)
+        sandbox.service.airlock0.wire.flush()
+        assert Segment(sandbox.wire.recv(1000)).flags & packet.RST
+        wanted = {"state": "failed", "error": "ECONNREFUSED", "rule": "Too many open files"}
+        assert {key: sandbox.records[-1][key] for key in wanted} == wanted
+        assert not sandbox.service.connections
+        assert not sandbox.service.airlock0._relays
+        assert not sandbox.closed
 
 
 # ---- many

@@ -140,6 +140,11 @@ class Connection:
         elif not self._told and now - self._began > DIAL_SECONDS:
             self._fail(errno.ETIMEDOUT)
 
+    def give_up(self, error: OSError) -> None:
+        """It cannot even be tried: refused, whatever the error is."""
+        self.record.rule = error.strerror or ""
+        self._fail(errno.ECONNREFUSED)
+
     # ---- tcp
 
     def _start_tcp(self) -> None:

@@ -5,6 +5,8 @@ A name is looked up exactly as it is: search domains of the host never make anot
 
 from __future__ import annotations
 
+# `getaddrinfo` imports it with the first name, in a thread, and says that there is no such codec where that fails.
+import encodings.idna  # noqa: F401
 import os
 import queue
 import socket
@@ -90,8 +92,12 @@ class Resolver:
         with self._lock:
             if self._threads < min(len(self._jobs), MAX_THREADS):
                 self._threads += 1
-                # A daemon: one that waits for a dead name server does not hold up the end of the sandbox.
-                threading.Thread(target=self._work, name="resolve", daemon=True).start()
+                try:
+                    # A daemon: one that waits for a dead name server does not hold up the end of the sandbox.
+                    threading.Thread(target=self._work, name="resolve", daemon=True).start()
+                except RuntimeError:
+                    # There can be no more now: the name waits for another's, or the next.
+                    self._threads -= 1
         return ticket
 
     def cached(self, name: str) -> Addresses | None:
@@ -100,9 +106,12 @@ class Resolver:
         return found[1] if found is not None and found[0] > time.monotonic() else None
 
     def close(self) -> None:
-        """Have the threads end, each when it is done with its name."""
+        """Have the threads end, each when it is done with its name; harmless when closed."""
+        if self._read < 0:
+            return
         self._loop.forget(self._read)
         os.close(self._read)
+        self._read = -1
         with self._lock:
             for _ in range(self._threads):
                 self._waiting.put(None)
@@ -130,7 +139,8 @@ class Resolver:
             return self._look_up(name)
         except socket.gaierror as error:
             return () if error.errno in NO_NAME else None
-        except (OSError, UnicodeError):
+        except Exception:
+            # The thread has other names to see to.
             return None
 
     def _deliver(self) -> None:
@@ -172,6 +182,7 @@ def look_up_name(name: str) -> Addresses:
 
 
 def _in_hosts_file(name: str) -> Addresses:
+    """Raises OSError where the file is there and cannot be read just now: not for ever, but for want of descriptors."""
     found: list[Address] = []
     try:
         with open(HOSTS_FILE, encoding="utf-8", errors="replace") as file:
@@ -182,6 +193,6 @@ def _in_hosts_file(name: str) -> Addresses:
                         found.append(parse_address(address))
                     except ValueError:
                         continue
-    except OSError:
+    except (FileNotFoundError, PermissionError):
         return ()
     return tuple(dict.fromkeys(found))

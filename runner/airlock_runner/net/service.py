@@ -63,8 +63,6 @@ class Service:
         self.connections: set[Connection] = set()
         self.forwarded = 0
         """Connections into the guest that stand."""
-        self._look_up = look_up
-        self._resolver: Resolver | None = None
         self._waiting: set[Connection | Outgoing] = set()
         self._calls: dict[int, Callable[[str | None], None]] = {}
         self._stream = self._call = self._count = 0
@@ -72,19 +70,14 @@ class Service:
         self._session = secrets.token_hex(3)
         self._timer: Timer | None = None
         _allow_descriptors()
+        # Not with the first name: by then, a guest may have used up all descriptors.
+        self.resolver = Resolver(loop, look_up)
         hides_names = settled.config.denied_names == "nxdomain"
         self.airlock0 = Airlock0(
             loop, packets, on_syn=self._on_syn, allows=self._allows if hides_names else None, number=self.number,
             log=log, on_close=link.close,
         )  # fmt: skip
         self._forwards = [Forward(self, each) for each in settled.to_guest]
-
-    @property
-    def resolver(self) -> Resolver:
-        """Made with the first name."""
-        if self._resolver is None:
-            self._resolver = Resolver(self.loop, self._look_up)
-        return self._resolver
 
     @property
     def full(self) -> bool:
@@ -101,8 +94,7 @@ class Service:
             connection.end.abort()
         if self._timer is not None:
             self._timer.cancel()
-        if self._resolver is not None:
-            self._resolver.close()
+        self.resolver.close()
 
     def on_message(self, message: Message) -> None:
         """A frame that belongs to no stream. Raises ProtocolError, upon which the link is closed."""
@@ -186,7 +178,11 @@ class Service:
         connection = Connection(self, target, make_end)
         self.connections.add(connection)
         self.pending(connection)
-        connection.start()
+        try:
+            connection.start()
+        except OSError as error:
+            # For want of descriptors: this one alone ends.
+            connection.give_up(error)
 
     def _allows(self, name: str) -> bool:
         try:
