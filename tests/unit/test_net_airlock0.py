@@ -162,6 +162,8 @@ def test_what_a_program_sent_to_its_end_arrives_though_the_guest_knows_nothing_o
         assert server.recv(1) == b""
     assert received == len(peer.data)
     assert ends.done == 1
+    # Nobody would give back what is lent to it now.
+    assert ends.end._lent == 0
 
 
 def test_what_still_waits_for_a_slow_server_ends_with_the_network(tmp_path: Path) -> None:

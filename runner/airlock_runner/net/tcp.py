@@ -180,7 +180,8 @@ class Tcp:
         self._carried += count
         if self._carried >= WINDOW:
             self._carried = 0
-            if not self.is_large and self._scale and self._lend():
+            # One that is broken off sends nothing more, and its window is nobody's to give back.
+            if not (self.is_large or self.broken) and self._scale and self._lend():
                 self._window = LARGE_WINDOW
                 self._room += LARGE_WINDOW - WINDOW
 
