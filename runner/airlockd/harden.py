@@ -1,7 +1,8 @@
 """What `harden = true` takes away from a process before it is executed. Called by process.py in the child.
 
 The VM is the wall to the host; this is the wall inside, which keeps root in the guest from the parts of the guest's
-kernel that are attacked most: namespaces, mounts, modules and BPF.
+kernel that are attacked most: namespaces, mounts, modules and BPF. Also from those of its files that ask nobody for a
+capability, since to be root is enough: hardened processes see them through mounts of their own (`close_kernel`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,12 @@ CAPABILITIES = {
 NAMESPACES = 0x7E020000
 """CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET (linux/sched.h)."""
 CLONE_NEWTIME = 0x80
+
+_READ_ONLY = ("bus", "fs", "irq", "sys", "sysrq-trigger")
+"""Of /proc, as container runtimes have it. Programs that `sys` names (core_pattern, modprobe) the kernel runs with all
+capabilities; by the registers of PCI devices in `bus`, a device writes to any memory."""
+_SETTINGS = ("net", "vm", "fs/inotify")
+"""Of /proc/sys, what stays writable: servers ask for it, and nothing in there leads to the kernel."""
 
 _X86_64 = {
     "mount": 165, "umount2": 166, "pivot_root": 155, "setns": 308, "init_module": 175, "delete_module": 176,
@@ -92,3 +99,21 @@ def apply(program: bytes) -> None:
         linux.prctl(linux.PR_CAPBSET_DROP, capability)
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
     linux.seccomp(program)
+
+
+def close_kernel() -> None:
+    """In a mount namespace for hardened processes alone: what the kernel acts upon cannot be written. Raises OSError.
+
+    They have no capability left to undo that. /sys is one mount; control groups are another, which stays writable.
+    """
+    hidden = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
+    remount = linux.MS_REMOUNT | linux.MS_BIND | hidden
+    linux.mount("", "/sys", "", remount | linux.MS_RDONLY)
+    closed = [(f"/proc/{name}", linux.MS_RDONLY) for name in _READ_ONLY]
+    for path, flag in closed + [(f"/proc/sys/{name}", 0) for name in _SETTINGS]:
+        try:
+            linux.mount(path, path, "", linux.MS_BIND)
+        except FileNotFoundError:
+            # A kernel without it.
+            continue
+        linux.mount("", path, "", remount | flag)

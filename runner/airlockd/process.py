@@ -54,11 +54,12 @@ class Command(NamedTuple):
 class Inside(NamedTuple):
     """What all processes of a sandbox have in common.
 
-    `namespace` is that of its mounts, `filter_program` for those that are hardened; `ask` has a child ask before it
-    renames (renames.py).
+    `namespace` is that of its mounts; `hardened` is the one for those that are hardened, and `filter_program` is, too.
+    `ask` has a child ask before it renames (renames.py).
     """
 
     namespace: int
+    hardened: int
     filter_program: bytes
     ask: Callable[[], None] | None = None
 
@@ -241,7 +242,7 @@ def become(command: Command, stdio: Sequence[int], failure: int, inside: Inside)
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         _write("/proc/self/oom_score_adj", "0")
         stage = "namespace"
-        linux.setns(inside.namespace, linux.CLONE_NEWNS)
+        linux.setns(inside.hardened if command.harden else inside.namespace, linux.CLONE_NEWNS)
         if inside.ask is not None:
             inside.ask()
         stage = "user"

@@ -12,7 +12,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from airlockd import boot, disk, linux
+from airlockd import boot, disk, harden, linux
 from airlockd.layout import Place, arrange
 from airlockd.user import User, look_up
 
@@ -46,10 +46,10 @@ class FilePlace(NamedTuple):
 
 
 class Root:
-    """The mounted root: a mount namespace to enter, and what has to be undone at shutdown."""
+    """The mounted root: a mount namespace to enter, one for hardened processes, and what is undone at shutdown."""
 
     def __init__(self) -> None:
-        self.namespace = -1
+        self.namespace = self.hardened = -1
         self.home = "/"
         self.files: list[FilePlace] = []
         self._mounts: list[str] = []
@@ -100,13 +100,14 @@ class Root:
             if place.kind == "file" and place.read_only:
                 self._remount(place.target, linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV)
         os.close(self._directory)
-        self.namespace = _own_namespace(SANDBOX)
+        self.namespace, self.hardened = _own_namespaces(SANDBOX)
 
     def take_down(self) -> None:
         """Leave a clean filesystem on the disk. Call when no process of the sandbox is left; the machine ends then."""
         if self.namespace >= 0:
             os.close(self.namespace)
-            self.namespace = -1
+            os.close(self.hardened)
+            self.namespace = self.hardened = -1
         # Shares too: what was written through mappings is the host's by now.
         os.sync()
         try:
@@ -334,8 +335,10 @@ def reset_overlay(root_key: str) -> None:
         os.fsync(file.fileno())
 
 
-def _own_namespace(directory: str) -> int:
-    """A mount namespace whose root is the mount at `directory`, as a descriptor for setns.
+def _own_namespaces(directory: str) -> tuple[int, int]:
+    """Mount namespaces whose root is the mount at `directory`, as descriptors: for all, and for hardened ones.
+
+    What is mounted in the first appears in the second, and nothing the other way round.
 
     This process goes there and comes back: it has one thread, and a fork costs more under emulation than all of this.
     """
@@ -349,7 +352,11 @@ def _own_namespace(directory: str) -> int:
             os.chroot(".")
             # As systemd leaves it: containers expect a root whose mounts propagate.
             linux.mount("", "/", "", linux.MS_REC | linux.MS_SHARED)
-            return os.open("self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=numbers)
+            namespace = os.open("self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=numbers)
+            linux.unshare(linux.CLONE_NEWNS)
+            linux.mount("", "/", "", linux.MS_REC | linux.MS_SLAVE)
+            harden.close_kernel()
+            return namespace, os.open("self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=numbers)
         finally:
             # Its root and working directory are then that namespace's root (setns(2)).
             linux.setns(here, linux.CLONE_NEWNS)

@@ -77,7 +77,7 @@ class Supervisor:
         self._network = network
         self._daemons: daemons.Daemons | None = None
         self._files: files.Files | None = None
-        self._inside = Inside(-1, harden.seccomp_program(linux.MACHINE))
+        self._inside = Inside(-1, -1, harden.seccomp_program(linux.MACHINE))
         self._when_alone: Callable[[], None] | None = None
 
     def run(self) -> None:
@@ -135,7 +135,7 @@ class Supervisor:
             places=header["places"],
             user=str(header["user"]),
         )
-        self._inside = self._inside._replace(namespace=self._root.namespace)
+        self._inside = self._inside._replace(namespace=self._root.namespace, hardened=self._root.hardened)
         identity.write(SANDBOX, header["hostname"], header["machine_id"])
         if self._root.files:
             # Costs a moment that starts without files need not wait for.

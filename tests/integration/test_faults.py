@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from sandboxes import running
+from sandboxes import running, write_config
 
 if TYPE_CHECKING:
     from conftest import Airlock
@@ -73,6 +73,7 @@ def test_a_child_of_airlockd_that_is_killed_takes_nothing_with_it(project: Path)
 
 
 def test_a_panic_is_reported_with_the_console(airlock: Airlock, project: Path) -> None:
+    write_config(project, "harden = false")
     done = airlock("start", "--", "sh", "-c", "echo c > /proc/sysrq-trigger", cwd=project)
     assert done.returncode == 1
     assert b"the sandbox's kernel panicked: sysrq triggered crash" in done.stderr

@@ -24,6 +24,15 @@ ATTEMPTS = {
     "airlockd's files": "ls /proc/1/root/usr",
     "airlockd's memory": "head -c 1 /proc/1/mem",
     "the control port": "for port in /dev/vport*; do head -c 0 $port && exit; done; false",
+    # What the kernel runs by itself has every capability there is.
+    "the program for crashes": "echo '|/bin/false' > /proc/sys/kernel/core_pattern",
+    "the program for modules": "cat /proc/sys/kernel/modprobe > /proc/sys/kernel/modprobe",
+    "who is dumpable": "test -w /proc/sys/fs/suid_dumpable",
+    "drivers": "test -w /sys/bus/virtio/drivers/virtio_console/unbind",
+    # Through their registers a device writes wherever it is told to, the kernel's memory included.
+    "a device's registers": "test -w /proc/bus/pci/00/00.0",
+    "a device's registers by another name": "test -w /sys/bus/pci/devices/0000:00:00.0/config",
+    "magic keys": "test -w /proc/sysrq-trigger",
 }
 """What a hardened command must fail at. Each is a command line that succeeds where hardening is off."""
 WORKS_WITHOUT = (
@@ -32,6 +41,13 @@ WORKS_WITHOUT = (
     "a network namespace",
     "a mount",
     "airlockd's files",
+    "the program for crashes",
+    "the program for modules",
+    "who is dumpable",
+    "drivers",
+    "a device's registers",
+    "a device's registers by another name",
+    "magic keys",
 )
 
 
@@ -83,6 +99,45 @@ def test_refused(hardened: Running, what: str) -> None:
 def test_granted_without(open_sandbox: Running, what: str) -> None:
     done = open_sandbox.exec("sh", "-c", ATTEMPTS[what])
     assert done.returncode == 0, done.stderr
+
+
+CRASH = """
+    echo "while read line; do echo \\$line; done < /proc/self/status > /proc/$$/root/tmp/ran" > /tmp/crash
+    echo "|/proc/$$/root/bin/sh /proc/$$/root/tmp/crash" > /proc/sys/kernel/core_pattern
+    sh -c 'kill -SEGV $$'
+    for n in $(seq 30); do grep CapEff /tmp/ran && break; sleep 0.1; done
+"""
+
+
+def test_no_crash_runs_a_program_of_the_sandbox(hardened: Running) -> None:
+    assert b"CapEff" not in hardened.exec("sh", "-c", CRASH).stdout
+
+
+def test_a_crash_does_without(open_sandbox: Running) -> None:
+    assert b"CapEff" in open_sandbox.exec("sh", "-c", CRASH).stdout
+
+
+SETTINGS = ("net/core/somaxconn", "vm/max_map_count", "vm/overcommit_memory", "fs/inotify/max_user_watches")
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_what_servers_ask_for_can_be_set(hardened: Running, setting: str) -> None:
+    hardened.sh(f"cat /proc/sys/{setting} > /proc/sys/{setting}")
+
+
+def test_mounts_of_others_are_seen(base_image: object, tmp_path: Path) -> None:
+    """As before they were in a namespace of their own: what an open daemon mounts, hardened commands find."""
+    write_config(
+        tmp_path,
+        """
+        [daemons.mounter]
+        command = ["sh", "-c", "mkdir /media/x; mount -t tmpfs x /media/x; echo good > /media/x/f; sleep infinity"]
+        harden = false
+        ready = { command = ["test", "-e", "/media/x/f"] }
+        """,
+    )
+    with running(tmp_path) as sandbox:
+        assert sandbox.sh("cat /media/x/f; grep -c /media/x /proc/self/mounts").split() == ["good", "1"]
 
 
 def test_the_control_port_is_taken_even_without(open_sandbox: Running) -> None:
