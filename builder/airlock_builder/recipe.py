@@ -48,6 +48,8 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*[a-z0-9+](=[A-Za-z0-9.+:~-]+)?")
 _SUITE = re.compile(r"[a-z][a-z0-9.-]{1,39}")
 _MODE = re.compile(r"0?[0-7]{3,4}")
+_MOUNTED = ("dev", "proc", "run", "sys", "tmp")
+_LINKED = (("var", "lock"), ("var", "run"))  # to what is in /run
 
 
 def _check(pattern: re.Pattern[str], what: str) -> Any:
@@ -317,6 +319,10 @@ def _check_target(target: str) -> str:
     path = PurePosixPath(target)
     if not path.is_absolute() or ".." in path.parts or "\0" in target or len(path.parts) < 2:
         raise ValueError(f"{target!r} is not an absolute path of a file in the image")
+    if path.parts[1] in _MOUNTED or path.parts[1:3] in _LINKED:
+        raise ValueError(
+            f"{target!r} cannot stay in an image: something else is mounted there in every sandbox"
+        )
     return str(path).replace("//", "/", 1)
 
 

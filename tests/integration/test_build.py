@@ -22,14 +22,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from filesystems import debugfs, toolbox_of
 
+from airlock_builder import tools
 from airlock_builder.build import build, plan
 from airlock_builder.realise import Realiser, Silent
+from airlock_builder.recipe import RootfsFile
+from airlock_builder.rootfs import mmdebstrap
 from airlock_store.errors import AirlockError, BuildError
 from airlock_store.image import load_image
 from airlock_store.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from airlock_builder.step import Step
     from airlock_store.image import Image
@@ -287,6 +290,56 @@ def test_nothing_leads_out_of_the_new_root(tiny: tuple[Store, Path]) -> None:
         "CapPrm:": allowed,
         "CapBnd:": allowed,
     }
+
+
+@pytest.fixture
+def hook(tiny: tuple[Store, Path], tmp_path: Path) -> Callable[..., str]:
+    """Runs a recipe's lines, and what goes before and after them, in a tree of `tiny` as mmdebstrap does: the output.
+
+    Where sysfs would be is /dev/shm of the host.
+    """
+    store, recipe = tiny
+    root = tmp_path / "root"
+    root.mkdir()
+    tar = output_of(store, recipe, "rootfs") / "rootfs.tar"
+    script = """\
+mount -t tmpfs -o mode=0755 none "$1" && tar -xf "$2" -C "$1"
+mount --bind /dev/shm "$1/sys"
+cp "$3" "$1/.airlock-files"
+exec "$4" "$1"
+"""
+    as_root = () if os.geteuid() == 0 else ("--user", "--map-root-user", "--map-auto")
+
+    def run(lines: list[str], files: list[RootfsFile]) -> str:
+        archive, program = tmp_path / "files.tar", tmp_path / "hook"
+        mmdebstrap._write_files(archive, {}, files, 1)
+        program.write_text(mmdebstrap.hook_script(lines))
+        program.chmod(0o755)
+        result = subprocess.run(
+            ["unshare", *as_root, "--mount", "sh", "-euc", script, "sh", root, tar, archive, program],
+            env={"PATH": tools.SEARCH_PATH, "SOURCE_DATE_EPOCH": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        return "".join(line for line in result.stdout.splitlines(True) if mmdebstrap._MARK not in line)
+
+    return run
+
+
+def test_files_do_not_follow_links_out_of_the_new_root(hook: Callable[..., str]) -> None:
+    """/var/run is a link to /run; and what mmdebstrap mounts is the host's."""
+    names = ("/var/run/airlock-was-here", "/sys/airlock-was-here", "/srv/file")
+    files = [RootfsFile(name, b"text\n", 0o640) for name in names]
+    assert hook(
+        ["stat -c '%n %U %a' /run/* /sys/* /srv/file; [ ! -e /.airlock-files ]"], files
+    ).splitlines() == [
+        "/run/airlock-was-here root 640",
+        "/sys/airlock-was-here root 640",
+        "/srv/file root 640",
+    ]
+    assert not Path("/run/airlock-was-here").exists()
+    assert not Path("/dev/shm/airlock-was-here").exists()
 
 
 def test_changing_the_machine_rebuilds_the_last_step_only(tiny: tuple[Store, Path], tmp_path: Path) -> None:

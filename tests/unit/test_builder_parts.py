@@ -201,7 +201,10 @@ def test_arguments_of_mmdebstrap() -> None:
         "--include=bash,curl",
         "--skip=cleanup/apt,cleanup/reproducible",
     ]
-    assert argv[-5:-3] == ["--customize-hook=tar-in '/a b/files.tar' /", "--customize-hook=/room/hook"]
+    assert argv[-5:-3] == [
+        "--customize-hook=upload '/a b/files.tar' /.airlock-files",
+        "--customize-hook=/room/hook",
+    ]
     assert argv[-3:] == [
         "trixie",
         Path("/out/rootfs.tar"),

@@ -179,6 +179,18 @@ def test_targets_are_files_in_the_image(recipes: Recipes, target: str) -> None:
         load_recipe("bad", Path("/")).files()
 
 
+@pytest.mark.parametrize(
+    "target", ["/dev/shm/a", "/proc/a", "//sys/a", "/run/./a", "/tmp/a", "/dev", "/var/run/a"]
+)
+def test_targets_where_every_sandbox_has_something_mounted(recipes: Recipes, target: str) -> None:
+    """As root, a build has the host's own there."""
+    path = recipes.write("bad", f'[rootfs.files]\n"/var/tmps" = ""\n"{target}" = ""\n')
+    with pytest.raises(ConfigError, match="cannot stay in an image") as caught:
+        load_recipe("bad", Path("/")).files()
+    assert caught.value.at
+    assert (caught.value.at.path, caught.value.at.line) == (path, 5)
+
+
 def test_a_source_that_is_too_large(recipes: Recipes) -> None:
     recipe = recipes.write("one", "[rootfs.files]\n'/a' = {source='large'}\n")
     with recipe.with_name("large").open("wb") as file:

@@ -66,6 +66,8 @@ _LEFTOVERS = (
     "var/log/apt/*",
     "var/tmp/*",
 )
+_FILES = ".airlock-files"
+"""The tar with the recipe's files and our own, at the top of the new root until it is unpacked."""
 _MARK = "airlock-run: "
 _SAID_LINES = 40
 _STAGE = re.compile(r"I: ((?:downloading|extracting|installing|creating) .*?)\.*")
@@ -76,17 +78,19 @@ _CAPABILITIES = (
 )  # fmt: skip
 # "$1" is the new root, "$2" the lines, "$3" _CHROOT, "$4" the capabilities. They get no network, see no process but
 # their own, and share no memory with the host. Their /tmp and /run are fresh, because mmdebstrap keeps in /tmp the file
-# that holds its apt back from the host's; a line that cleaned it away would have the host's lists removed.
+# that holds its apt back from the host's; a line that cleaned it away would have the host's lists removed. Files are
+# unpacked when what is the host's is out of sight, in the new root, which its links do not lead out of.
 _ENTER = """\
 mount -t tmpfs -o mode=1777 tmpfs "$1/tmp"
 mount -t tmpfs -o mode=0755 tmpfs "$1/run"
 mount -t tmpfs -o mode=1777 tmpfs "$1/dev/shm"
 mount -t proc -o ro,nosuid,nodev,noexec proc "$1/proc"
 umount -l "$1/sys"
+{ rm "$1/%s"; chroot "$1" tar --extract --numeric-owner --file -; } <"$1/%s"
 exec setpriv --inh-caps -all --bounding-set "$4,+sys_chroot" perl -e "$3" -- "$1" /usr/bin/env -i \
     PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 \
     SOURCE_DATE_EPOCH="$SOURCE_DATE_EPOCH" /bin/sh -uc "$2" </dev/null
-"""
+""".replace("%s", _FILES)
 # Enters the new root for good. Whatever runs in there may be the recipe's, so nothing is left to it: the capability to
 # leave is given up before, and so is every handle of ours and of mmdebstrap. Some are directories outside, by which to
 # leave, and one is a socket by which mmdebstrap reads and writes files of the host. In Perl, as mmdebstrap is, because
@@ -189,7 +193,8 @@ def arguments(
         '--aptopt=Acquire::Languages "none"',
         # The fetched packages are the choice; the index has no more of them.
         '--aptopt=APT::Install-Recommends "false"',
-        f"--customize-hook=tar-in {shlex.quote(str(files))} /",
+        # Not "tar-in": that tar runs outside, and links of the new root would lead it into the host.
+        f"--customize-hook=upload {shlex.quote(str(files))} /{_FILES}",
         f"--customize-hook={hook}",
         suite,
         target,
