@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -56,7 +57,8 @@ class Step:
 def canonical(value: object) -> bytes:
     """The one JSON text of `value`: keys sorted, no spaces, ASCII. Raises TypeError for what JSON cannot hold.
 
-    Keys of objects must be strings and numbers integers, so that different values never share a text.
+    Keys of objects must be strings and floats finite, so that different values never share a text: a float's is the
+    shortest that gives it back, which has a dot or an exponent, as no integer has.
     """
     return json.dumps(_plain(value), sort_keys=True, separators=(",", ":")).encode()
 
@@ -100,6 +102,8 @@ class Work:
 
 def _plain(value: object) -> object:
     if isinstance(value, (str, bool, int)) or value is None:
+        return value
+    if isinstance(value, float) and math.isfinite(value):
         return value
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]

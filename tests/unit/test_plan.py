@@ -113,6 +113,13 @@ def test_an_image_has_the_machine_that_the_recipe_describes(tmp_path: Path) -> N
     assert image.parameters["env"] == {"A": "1"}
 
 
+def test_seconds_may_have_a_fraction(tmp_path: Path) -> None:
+    body = '[daemons.one]\ncommand = ["true"]\ntimeout = 0.5\nready_timeout = 2.0\n'
+    image = plan_of(tmp_path, body).image
+    assert image.parameters["brings"]["daemons"]["one"]["timeout"] == 0.5
+    assert image.key != plan_of(tmp_path, body.replace("0.5", "0.25")).image.key
+
+
 def test_a_source_counts_by_its_bytes(tmp_path: Path) -> None:
     before = plan_of(tmp_path)
     moved = plan_of(tmp_path, BODY.replace('source = "b"', 'source = "./b"'))
@@ -167,7 +174,7 @@ def test_images_share_what_is_not_their_own(tmp_path: Path) -> None:
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=20,
 )
@@ -190,7 +197,15 @@ def test_the_order_of_keys_is_nothing(value: dict[str, Any]) -> None:
     assert canonical(dict(reversed(value.items()))) == canonical(value)
 
 
-@pytest.mark.parametrize("value", [{1: 2}, {"a": 1.5}, [b""], {"a": {None: 1}}, {1, 2}, Path("/")])
+@pytest.mark.parametrize("number", [1, 0, 10**16])
+def test_a_float_is_not_the_integer_of_its_value(number: int) -> None:
+    assert len({canonical(number), canonical(float(number)), canonical(str(float(number)))}) == 3
+    assert json.loads(canonical(float(number))) == number
+
+
+@pytest.mark.parametrize(
+    "value", [{1: 2}, {"a": float("nan")}, [float("-inf")], [b""], {"a": {None: 1}}, {1, 2}, Path("/")]
+)
 def test_what_has_no_place_in_a_key(value: object) -> None:
     with pytest.raises(TypeError):
         digest_of(value)
