@@ -232,6 +232,29 @@ def test_lines_reach_the_shell_as_they_are(lines: list[str], says: list[str], fa
     assert marks == (["0", "failed"] if fails else ["0", "1", "done"])
 
 
+@pytest.mark.parametrize(
+    ("lines", "failed", "said"),
+    [
+        (["printf hello", "echo this one fails; false"], 1, ["this one fails"]),
+        (["echo fine", "printf oops; exit 1"], 1, ["oops"]),
+        (["printf 'a\\n\\nb'; false"], 0, ["a", "", "b"]),
+        (["true", "false"], 1, []),
+        (["printf 'airlock-run: '; false"], 0, ["airlock-run: "]),
+        (["printf end"], None, ["end"]),
+    ],
+)
+def test_the_line_that_failed_is_told_however_output_ends(
+    lines: list[str], failed: int | None, said: list[str]
+) -> None:
+    work: Any = SimpleNamespace(log=lambda _line: None)
+    story = mmdebstrap._Story(work, len(lines))
+    script = mmdebstrap.script(lines, leftovers=())
+    result = subprocess.run(["/bin/sh", "-uc", script], capture_output=True, text=True, check=False)
+    for line in result.stdout.splitlines():
+        story.line(line)
+    assert (story.failed, list(story.said)) == (failed, said)
+
+
 def test_the_hook_is_a_script_that_a_shell_can_read(tmp_path: Path) -> None:
     (tmp_path / "hook").write_text(mmdebstrap.hook_script(['echo "it\'s" $((1 + 1))', "true\nfalse"]))
     subprocess.run(["/bin/sh", "-n", tmp_path / "hook"], check=True)

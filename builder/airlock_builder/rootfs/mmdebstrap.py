@@ -69,6 +69,7 @@ _LEFTOVERS = (
 _FILES = ".airlock-files"
 """The tar with the recipe's files and our own, at the top of the new root until it is unpacked."""
 _MARK = "airlock-run: "
+_MARKED = re.compile(rf"(.*){_MARK}([0-9]+|failed|done)", re.DOTALL)
 _SAID_LINES = 40
 _STAGE = re.compile(r"I: ((?:downloading|extracting|installing|creating) .*?)\.*")
 
@@ -242,8 +243,11 @@ class _Story:
         self._running: int | None = None
 
     def line(self, line: str) -> None:
-        if line.startswith(_MARK):
-            self._mark(line.removeprefix(_MARK))
+        if mark := _MARKED.fullmatch(line):
+            # Output that does not end its last line has the mark behind it.
+            if mark[1]:
+                self.line(mark[1])
+            self._mark(mark[2])
         elif self._running is not None:
             self.said.append(line)
         elif stage := _STAGE.fullmatch(line):
