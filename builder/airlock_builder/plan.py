@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from airlock_builder.kernel.dotconfig import canonical
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from airlock_builder.features import Feature, KernelConfigs
     from airlock_builder.kernel.versions import Version
     from airlock_builder.recipe import LoadedRecipe
+    from airlock_store.errors import Location
 
 TOOLBOX_SUITE = "trixie"
 """Tools, initrd and kernel come from here whatever the recipe's suite: all images share them."""
@@ -156,7 +158,9 @@ def kernel_steps(loaded: LoadedRecipe, ingredients: Ingredients) -> tuple[Step, 
         return (Step("kernel", f"kernel-{arch}", VERSIONS["kernel"], parameters, inputs, payload),)
     package_name = f"linux-source-{format_version(request.version)}"
     # The package is the same for all architectures; this index has it.
-    source = _fetch("kernel-source", loaded.recipe.rootfs.suite, "x86_64", "package", (package_name,))
+    places = {package_name: loaded.document.at(("kernel", "version"))}
+    suite = loaded.recipe.rootfs.suite
+    source = _fetch("kernel-source", suite, "x86_64", "package", (package_name,), places=places)
     parameters["compiler"] = ingredients.compiler
     config = Step(
         "kernel-config",
@@ -190,7 +194,8 @@ def _disk(loaded: LoadedRecipe, ingredients: Ingredients, toolbox: Step) -> Step
     suite = rootfs.suite
     files = loaded.files()
     wanted = ("?essential", "apt", *sorted(rootfs.packages))
-    packages = _fetch(f"packages-{suite}", suite, ingredients.arch, "install", wanted)
+    places = loaded.package_places()
+    packages = _fetch(f"packages-{suite}", suite, ingredients.arch, "install", wanted, places=places)
     tree = Step(
         "rootfs",
         f"rootfs-{loaded.name}",
@@ -217,11 +222,19 @@ def _disk(loaded: LoadedRecipe, ingredients: Ingredients, toolbox: Step) -> Step
     return Step("disk", f"disk-{loaded.name}", VERSIONS["disk"], parameters, inputs, payload)
 
 
-def _fetch(name: str, suite: str, arch: str, what: str, packages: tuple[str, ...]) -> Step:
+def _fetch(
+    name: str,
+    suite: str,
+    arch: str,
+    what: str,
+    packages: tuple[str, ...],
+    *,
+    places: Mapping[str, Location] = MappingProxyType({}),
+) -> Step:
     """A fetch: `what` is "install" for packages and all they need, "package" for them alone, "kernel" for the
-    image that a meta package names."""
+    image that a meta package names. `places` is where a package is asked for."""
     parameters: dict[str, Any] = {"suite": suite, "arch": arch, "what": what, "packages": list(packages)}
-    return Step("fetch", name, VERSIONS["fetch"], parameters)
+    return Step("fetch", name, VERSIONS["fetch"], parameters, payload={"places": places})
 
 
 def _ordered(step: Step) -> Iterator[Step]:

@@ -16,6 +16,7 @@ from airlock_builder.kernel.overrides import check_option
 from airlock_builder.kernel.versions import Version, parse_version
 from airlock_builder.lookup import find_recipes, resolve
 from airlock_store.errors import ConfigError, Location
+from airlock_store.schema import Elements, decode
 from airlock_store.services import Bind, Daemon, lay
 from airlock_store.settings import check_name
 from airlock_store.sizes import MIB, parse_size
@@ -68,15 +69,6 @@ def _parse_extends(value: object) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _parse_packages(value: object) -> tuple[str, ...]:
-    if not isinstance(value, list):
-        raise ValueError("expected an array of package names")
-    for name in value:
-        if not isinstance(name, str) or not _PACKAGE.fullmatch(name):
-            raise ValueError(f"{name!r} is not the name of a Debian package")
-    return tuple(dict.fromkeys(value))
-
-
 def _parse_size_or_auto(value: object) -> int | None:
     return None if value == "auto" else parse_size(value)
 
@@ -125,9 +117,14 @@ class RootfsSection:
 
     backend: Literal["mmdebstrap"] = "mmdebstrap"
     suite: str = field(default="trixie", metadata={"parse": _check(_SUITE, "a Debian suite")})
-    packages: tuple[str, ...] = field(default=(), metadata={"parse": _parse_packages})
+    packages: tuple[str, ...] = field(
+        default=(), metadata={"elements": Elements(_check(_PACKAGE, "the name of a Debian package"))}
+    )
     files: Mapping[str, str | FileSpec] = field(default_factory=lambda: MappingProxyType({}))
     run: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "packages", tuple(dict.fromkeys(self.packages)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +218,12 @@ class LoadedRecipe:
         """Where each line of `[rootfs] run` is written."""
         return tuple(self.document.at(("rootfs", "run", n)) for n in range(len(self.recipe.rootfs.run)))
 
+    def package_places(self) -> dict[str, Location]:
+        """Where each of `[rootfs] packages` is written first."""
+        listed = self.document.data.get("rootfs", {}).get("packages", ())
+        places = ((name, self.document.at(("rootfs", "packages", n))) for n, name in enumerate(listed))
+        return dict(reversed(list(places)))
+
     def files(self) -> tuple[RootfsFile, ...]:
         """The files of `[rootfs] files`, sources read. Raises ConfigError for those that cannot be."""
         found: list[RootfsFile] = []
@@ -247,8 +250,6 @@ def load_recipe(ref: str, base: Path) -> LoadedRecipe:
 
     Raises ConfigError with file, line and column for everything that is wrong in it or in what it extends.
     """
-    from airlock_store.schema import decode
-
     documents = _lineage(resolve(ref, base, None), ())
     merged = documents[0]
     for document in documents[1:]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import io
 import os
+import re
 import subprocess
 import tarfile
 from pathlib import Path
@@ -19,12 +20,12 @@ from airlock_builder.kernel.modules import ModuleIndex, parse_table, read_index
 from airlock_builder.pack import cpio, disk
 from airlock_builder.pack.airlockd import airlockd_sources, digest_sources
 from airlock_builder.pack.guest_python import own_modules
-from airlock_builder.rootfs import mmdebstrap
+from airlock_builder.rootfs import fetch, mmdebstrap
 from airlock_builder.rootfs.apt import parse_stanza
 from airlock_builder.rootfs.fetch import read_packages, write_repository
 from airlock_builder.rootfs.room import room_for
 from airlock_store.contents import sha256_of
-from airlock_store.errors import BuildError
+from airlock_store.errors import BuildError, Location
 
 # Modules
 
@@ -320,6 +321,48 @@ def test_a_package_that_is_not_what_was_promised(tmp_path: Path) -> None:
     make_deb(deb, 2)
     with pytest.raises(BuildError, match="not what the signed index promises"):
         write_repository(tmp_path, "trixie", "amd64", [deb], [promised])
+
+
+INDEX = """\
+Package: libncurses6
+Version: 1
+Architecture: amd64
+Maintainer: nobody
+Filename: ./a.deb
+Size: 1
+SHA256: 0000000000000000000000000000000000000000000000000000000000000000
+Provides: curses
+
+"""
+
+
+@pytest.mark.parametrize(
+    ("package", "hint"), [("libncurses.6", "Nearest: libncurses6."), ("lib+=1", None), ("node.js", None)]
+)
+def test_a_package_is_not_one_that_its_name_matches(
+    package: str, hint: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """apt takes a name that it does not know as a regular expression."""
+    (tmp_path / "Packages").write_text(INDEX)
+    lines = [f"deb [trusted=yes] file:{tmp_path} ./"]
+    mirrors = SimpleNamespace(security="none", lines=lambda _suite, _arch: lines)
+    monkeypatch.setattr(fetch, "find_mirrors", lambda: mirrors)
+    at = Location(tmp_path / "recipe.toml", 3, 4)
+    work: Any = SimpleNamespace(
+        parameters={
+            "suite": "trixie",
+            "arch": "x86_64",
+            "what": "install",
+            "packages": ["?essential", "libncurses6", "curses", package],
+        },
+        step=SimpleNamespace(payload={"places": {package: at}}),
+        scratch=tmp_path,
+        log=lambda _line: None,
+        progress=lambda _fraction, _text: None,
+    )
+    with pytest.raises(BuildError, match=f"no package '{re.escape(package.partition('=')[0])}'") as caught:
+        fetch.build(work)
+    assert (caught.value.at, caught.value.hint) == (at, hint)
 
 
 # airlockd

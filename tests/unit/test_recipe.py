@@ -144,8 +144,10 @@ def test_paths_start_from_the_recipe_that_has_them(recipes: Recipes) -> None:
         ("[image]\nformat = 'xfs'", "expected one of 'ext4'", 4, 1),
         ("[image]\nsize = 'big'", "expected a size", 4, 1),
         ("[rootfs]\nsuite = 'Trixie!'", "not a Debian suite", 4, 1),
-        ("[rootfs]\npackages = ['ok', '-oDir=/']", "'-oDir=/' is not the name", 4, 1),
-        ("[rootfs]\npackages = ['vim-']", "'vim-' is not the name", 4, 1),
+        ("[rootfs]\npackages = ['ok', '-oDir=/']", "'-oDir=/' is not the name", 4, 19),
+        ("[rootfs]\npackages = ['vim-']", "'vim-' is not the name", 4, 13),
+        ("[rootfs]\npackages = ['ok',\n  1]", "1 is not the name", 5, 3),
+        ("[rootfs]\npackages = 'ok'", "expected an array", 4, 1),
         ("[rootfs]\nrun = ['true',\n  ' ']", "an empty line to run", 5, 3),
         ("[rootfs.files]\n'/a' = {}", "either content or source", 4, 1),
         ("[rootfs.files]\n'/a' = {content='', source='b'}", "either content or source", 4, 1),
@@ -160,6 +162,25 @@ def test_errors_say_where(recipes: Recipes, body: str, message: str, line: int, 
     error = fails("bad")
     assert message in error.message
     assert error.at and (error.at.path, error.at.line, error.at.column) == (path, line, column)
+
+
+def test_what_is_wrong_in_a_merged_array_is_placed_where_it_was_written(recipes: Recipes) -> None:
+    path = recipes.write("parent", "[rootfs]\npackages = ['ok',\n  'Bad']\n")
+    recipes.write("child", "[rootfs]\npackages = ['fine']\n", extends='"parent"')
+    error = fails("child")
+    assert error.at
+    assert (error.at.path, error.at.line, error.at.column) == (path, 5, 3)
+
+
+def test_packages_are_placed_where_they_are_asked_for_first(recipes: Recipes) -> None:
+    recipes.write("parent", "[rootfs]\npackages = ['one', 'two=1']\n")
+    recipes.write("child", "[rootfs]\npackages = ['three', 'one']\n", extends='"parent"')
+    places = load_recipe("child", Path("/")).package_places()
+    assert {name: (at.path.stem, at.line, at.column) for name, at in places.items()} == {
+        "one": ("parent", 4, 13),
+        "two=1": ("parent", 4, 20),
+        "three": ("child", 5, 13),
+    }
 
 
 def test_a_name_is_needed_and_checked(recipes: Recipes) -> None:

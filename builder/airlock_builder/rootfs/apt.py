@@ -52,6 +52,11 @@ class Apt:
         # Without this an index that cannot be had is a warning, and the packages would come from what is left.
         self._get(["update", "--error-on=any"], log, None)
 
+    def names(self) -> frozenset[str]:
+        """All names that apt knows: those of packages, and what they provide or depend on. Raises ToolError."""
+        command: list[str | Path] = [tools.find_program("apt-cache"), "--all-names", "pkgnames"]
+        return frozenset(tools.capture(command, env=self._env).split())
+
     def download(
         self,
         packages: Iterable[str],

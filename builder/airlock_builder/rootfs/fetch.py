@@ -5,6 +5,7 @@ packages.json  dists/SUITE/Release  dists/SUITE/main/binary-ARCH/Packages  pool/
 
 from __future__ import annotations
 
+import difflib
 import json
 import shutil
 from typing import TYPE_CHECKING
@@ -16,16 +17,18 @@ from airlock_store.contents import sha256_of
 from airlock_store.errors import BuildError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence, Set
     from pathlib import Path
 
     from airlock_builder.step import Work
+    from airlock_store.errors import Location
 
 PACKAGES = "packages.json"
 
 
 def build(work: Work) -> None:
-    """Fetch what the parameters ask for. Raises ToolError when the mirror cannot be used or lacks something."""
+    """Fetch what the parameters ask for. Raises ToolError when the mirror cannot be used, BuildError, placed, for a
+    package that it lacks."""
     suite, arch = work.parameters["suite"], DEBIAN_ARCHITECTURES[work.parameters["arch"]]
     mirrors = find_mirrors()
     if mirrors.security is None and suite not in UNRELEASED:
@@ -34,6 +37,7 @@ def build(work: Work) -> None:
     work.progress(None, "fetching the index")
     apt.update(work.log)
     packages = work.parameters["packages"]
+    _check_names(packages, apt.names(), suite, work.step.payload["places"])
     what = work.parameters["what"]
     if what == "kernel":
         packages = [apt.dependency(package, "linux-image-") for package in packages]
@@ -42,6 +46,23 @@ def build(work: Work) -> None:
         raise BuildError("apt fetched nothing")
     work.progress(None, f"verifying {len(debs)} packages")
     write_repository(work.output, suite, arch, debs, apt.stanzas(debs))
+
+
+def _check_names(
+    packages: Iterable[str], known: Set[str], suite: str, places: Mapping[str, Location]
+) -> None:
+    """Raise BuildError for a package that the suite lacks: apt takes an unknown name as a regular expression, and what
+    matches comes instead."""
+    for package in packages:
+        name = package.partition("=")[0]
+        # Patterns of apt's own are the plan's.
+        if not name.startswith("?") and name not in known:
+            alike = difflib.get_close_matches(name, [each for each in known if each[:2] == name[:2]], n=3)
+            raise BuildError(
+                f"Debian {suite} has no package {name!r}",
+                hint=f"Nearest: {', '.join(alike)}." if alike else None,
+                at=places.get(package),
+            )
 
 
 def read_packages(repository: Path) -> tuple[list[dict[str, str | int]], int]:
