@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airlock_builder.kernel import debian
 from airlock_builder.kernel.verify import OptionsLostError, Verdict, lost, promised, verify
 from airlock_builder.kernel.versions import format_version, parse_version
 from airlock_builder.kernel.waivers import parse_waivers
@@ -170,3 +173,12 @@ def test_versions(version: tuple[int, int]) -> None:
 def test_no_versions(text: object) -> None:
     with pytest.raises(ValueError, match="not the version"):
         parse_version(text)
+
+
+@pytest.mark.parametrize("data", [b"", b"CONFIG_A=y\n" * 10_000])
+def test_the_copy_of_a_config_has_the_same_bytes_whatever_python_is(data: bytes) -> None:
+    """Those that zlib's own header gives, as Python 3.11 does; 3.13 writes that the system is unknown."""
+    packed = debian.compress(data)
+    assert packed == zlib.compress(data, 9, wbits=zlib.MAX_WBITS | 16)
+    assert packed[:10] == bytes.fromhex("1f8b0800000000000203")
+    assert gzip.decompress(packed) == data

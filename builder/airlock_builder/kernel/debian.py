@@ -6,6 +6,7 @@ kernel  config  release  promised.json  modules/NAME.ko  modules/order  modules/
 from __future__ import annotations
 
 import lzma
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,11 +32,11 @@ if TYPE_CHECKING:
 CONFIG_COPY = "config-{}.gz"
 """Debian's kernels do not tell their config: airlockd reads this copy, beside the modules, for the release it names."""
 
+_GZIP_HEADER = b"\x1f\x8b\x08\0\0\0\0\0\x02\x03"  # deflate, no date, packed as well as can be, on Unix
+
 
 def build(work: Work) -> None:
     """Unpack the kernel. Raises OptionsLostError when it lacks an option, BuildError when it lacks a module."""
-    import gzip
-
     request: KernelRequest = work.step.payload["request"]
     repository = work.inputs["package"].path
     packages, _ = read_packages(repository)
@@ -58,7 +59,21 @@ def build(work: Work) -> None:
     (work.output / "kernel").write_bytes(bootable(kernels[0].read_bytes()))
     write_proof(work.output, config, release, verdicts)
     _modules(work, tree, release, verdicts)
-    (work.output / MODULES / CONFIG_COPY.format(release)).write_bytes(gzip.compress(config.encode(), mtime=0))
+    (work.output / MODULES / CONFIG_COPY.format(release)).write_bytes(compress(config.encode()))
+
+
+def compress(data: bytes) -> bytes:
+    """`data` as a gzip file without name or date.
+
+    Python's own `gzip` tells the host's system in some versions, and "unknown" in others. What could still differ is
+    the deflate of the zlib that this Python runs with: zlib's own has been the same for long, while its replacements
+    (zlib-ng) give other bytes of the same meaning.
+    """
+    import zlib
+
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    body = deflate.compress(data) + deflate.flush()
+    return _GZIP_HEADER + body + struct.pack("<2I", zlib.crc32(data), len(data) & 0xFFFFFFFF)
 
 
 def check(request: KernelRequest, config: str, release: str) -> list[Verdict]:
