@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import platform
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +19,7 @@ from airlock_builder.plan import DEBIAN_ARCHITECTURES, Ingredients, Plan, make_p
 from airlock_builder.realise import Realiser, Silent, StepResult
 from airlock_builder.recipe import load_recipe
 from airlock_builder.step import Reporter
-from airlock_builder.tools import SEARCH_PATH
+from airlock_builder.tools import look_up
 from airlock_store.errors import BuildError, ConfigError
 
 if TYPE_CHECKING:
@@ -107,6 +106,6 @@ def _wanted_features(loaded: LoadedRecipe) -> list[tuple[str, Location]]:
 
 
 def _digest_of_program(name: str) -> str:
-    """A digest of the program itself: a script that carries its version in it. Empty where it is not installed."""
-    found = shutil.which(name, path=SEARCH_PATH)
-    return hashlib.sha256(Path(found).read_bytes()).hexdigest() if found else ""
+    """A digest of the program that steps run: a script that carries its version in it. Empty where there is none."""
+    found = look_up(name)
+    return hashlib.sha256(found.read_bytes()).hexdigest() if found else ""

@@ -74,11 +74,21 @@ class ToolError(BuildError):
 
 def find_program(name: str) -> Path:
     """Where the program `name` is. Raises MissingToolError with the package to install."""
-    found = shutil.which(name, path=f"{os.environ.get('PATH', '')}:{SEARCH_PATH}")
+    found = look_up(name)
     if found is None:
         package = PACKAGES[name]
         raise MissingToolError(f"{name} is not installed", hint=f"Install the package {package!r}.")
-    return Path(found)
+    return found
+
+
+def look_up(name: str) -> Path | None:
+    """Where the program `name` is, if it is installed: in $PATH, or else where the system has its programs.
+
+    Entries that are empty or relative are left out: they would have programs of the current directory run.
+    """
+    entries = f"{os.environ.get('PATH', '')}:{SEARCH_PATH}".split(":")
+    found = shutil.which(name, path=":".join(entry for entry in entries if entry.startswith("/")))
+    return Path(found) if found else None
 
 
 def environment(**extra: str) -> dict[str, str]:

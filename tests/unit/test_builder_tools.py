@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airlock_builder import tools
+from airlock_builder.build import plan
+from airlock_store.contents import sha256_of
 from airlock_store.errors import MissingToolError, StoreError
 from airlock_store.store import Store
 
@@ -72,6 +74,33 @@ def test_a_missing_program_names_its_package(monkeypatch: pytest.MonkeyPatch, tm
     with pytest.raises(MissingToolError) as caught:
         tools.find_program("newuidmap")
     assert caught.value.hint and "'uidmap'" in caught.value.hint
+
+
+@pytest.mark.parametrize("path", [None, "", ":", ".", "bin::/nowhere"])
+def test_no_program_of_the_current_directory_is_run(
+    path: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    for name in ("tar", "bin/tar"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    if path is None:
+        monkeypatch.delenv("PATH")
+    else:
+        monkeypatch.setenv("PATH", path)
+    assert str(tools.find_program("tar")) in {"/usr/bin/tar", "/bin/tar"}
+
+
+def test_the_mmdebstrap_that_is_run_is_that_of_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "mmdebstrap"
+    own.write_text("#!/bin/sh\n")
+    own.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin")
+    assert tools.find_program("mmdebstrap") == own
+    assert plan("base").image.inputs["disk"].inputs["rootfs"].parameters["mmdebstrap"] == sha256_of(own)
 
 
 RUNNER = """
