@@ -33,6 +33,12 @@ _CHILDREN = "/proc/1/task/1/children"
 GRACE = 2.0
 """Seconds that processes left over at shutdown have between SIGTERM and SIGKILL."""
 
+_TO_EVERYBODY = (
+    signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGTERM,
+    signal.SIGPWR,
+)  # fmt: skip
+"""What root in the sandbox may send to all that there is, and that by itself ends a process."""
+
 
 def main() -> NoReturn:
     """PID 1. Any error here is fatal to the VM, and the host shows what it prints."""
@@ -52,9 +58,12 @@ def main() -> NoReturn:
         # Held open from the beginning: a port has one opener, and that is never somebody else.
         port, packets = boot.open_port("airlock.network"), boot.open_port("airlock.packets")
         # It serves the sandbox's processes to their end, and they end by a SIGTERM to everybody.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for number in _TO_EVERYBODY:
+            signal.signal(number, signal.SIG_IGN)
         network = start_network(port, packets, control)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # The kernel spares PID 1 what it does not handle; Python would handle a SIGINT.
+        for number in _TO_EVERYBODY:
+            signal.signal(number, signal.SIG_DFL)
         Supervisor(control, network, boot.find_disk("airlock-disk")).run()
     except BaseException:
         traceback.print_exc()

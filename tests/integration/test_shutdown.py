@@ -69,7 +69,9 @@ def test_who_is_told_to_end_still_has_the_network(project: Path, host: socket.so
 
 def test_a_signal_to_everybody_ends_no_network(airlock: Airlock, project: Path, host: socket.socket) -> None:
     port = use(project, host)
-    script = f"trap '' TERM; kill -TERM -1; exec 3<>/dev/tcp/host.test/{port} && echo connected"
+    signals = "TERM INT HUP QUIT USR1 USR2 PIPE ALRM PWR"
+    kill = f"for each in {signals}; do kill -$each -1; kill -$each 1; done"
+    script = f"trap '' {signals}; {kill}; exec 3<>/dev/tcp/host.test/{port} && echo connected"
     with host:
         done = airlock("start", "--", "bash", "-c", script, cwd=project)
     assert (done.returncode, done.stdout) == (0, b"connected\n"), done.stderr
