@@ -163,7 +163,8 @@ class Booter:
             self._attempt = 0
             self.start()
         elif self._attempt < ATTEMPTS and again:
-            self._owner.note(1, f"the machine {what}; booting again ({self._attempt + 1} of {ATTEMPTS})")
+            # Without `-v` too: whoever waits for minutes wants to know what for.
+            self._owner.note(0, f"the machine {what}; booting again ({self._attempt + 1} of {ATTEMPTS})")
             self.start()
         else:
             self._fail(f"the machine {what}", machine.tail)

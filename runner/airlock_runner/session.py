@@ -20,7 +20,7 @@ from airlock_runner.net.settle import POWER
 from airlock_runner.patience import hang_seconds
 from airlock_runner.project import DISK, State, now
 from airlock_runner.server import Server
-from airlock_runner.shape import machine_spec
+from airlock_runner.shape import machine_spec, too_many_emulated
 from airlock_runner.starter import Starter
 from airlock_runner.stdio import (
     RemoteCommand,
@@ -91,6 +91,8 @@ class Session:
         plan = accel.candidates(request.accel, spec.arch, qemu)
         if plan.accelerators == ("tcg",) and plan.reason != "asked for":
             self._say_once(qemu, plan.reason)
+        if plan.accelerators == ("tcg",) and (slow := too_many_emulated(spec.cpus)):
+            self.note(0, slow)
         self._starter = Starter(
             self._loop, spec, plan, (lock,), self, image=request.image, states=request.states
         )  # fmt: skip

@@ -159,7 +159,7 @@ def test_a_silent_boot_is_started_again_and_then_given_up(
     (odd_image / "kernel").unlink()
     (odd_image / "kernel").write_bytes(silent)
     done = airlock(
-        "start", "-v", "--image", os.fspath(odd_image), "--", "true",
+        "start", "--image", os.fspath(odd_image), "--", "true",
         cwd=project, env={"AIRLOCK_LIFE_SECONDS": "2"},
     )  # fmt: skip
     assert done.returncode == 1

@@ -86,6 +86,14 @@ def test_what_cannot_be_booted_from_is_refused_at_its_place(root: Path, tmp_path
     assert f"leads out of {root}" in refusal(root, f'[vm]\ninitrd = "{tmp_path}/alias/initrd"\n')
 
 
+@pytest.mark.parametrize(("cpus", "told"), [(1, False), (8, False), (9, True), (255, True)])
+def test_more_emulated_cpus_than_take_turns_in_time(
+    monkeypatch: pytest.MonkeyPatch, cpus: int, told: bool
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert bool(shape.too_many_emulated(cpus)) is told
+
+
 def test_both_are_told_where_neither_can_be_booted_from(root: Path) -> None:
     said = refusal(root, '[vm]\nkernel = "none"\ninitrd = "."\n')
     assert "2:1: kernel " in said
