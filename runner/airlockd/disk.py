@@ -5,6 +5,7 @@ Done in the guest, with the image's own e2fsprogs, so that the host never parses
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import struct
@@ -32,8 +33,10 @@ class Superblock(NamedTuple):
     has_errors: bool
 
 
-def mount(device: str, size: int, new: bool) -> None:
+def mount(device: str, size: int, new: bool) -> str:
     """Mount the project's disk at DISK; its file has `size` bytes. `new`: it was made just now, so it is formatted.
+
+    Gives its device, which may be another than `device` by then.
 
     Raises DiskError for a disk that is not airlock's or is cut short: it is never formatted again in silence.
     """
@@ -56,6 +59,7 @@ def mount(device: str, size: int, new: bool) -> None:
         os.close(fd)
     if size // superblock.block_size > superblock.size // superblock.block_size:
         _grow(size // superblock.block_size)
+    return device
 
 
 _FORMAT = (
@@ -92,9 +96,31 @@ def run(command: list[str], device: str, accept: tuple[int, ...] = (0,)) -> None
         raise DiskError(f"{command[0]} failed on {device} with status {status}")
 
 
+def directory(path: str, mode: int = 0o777) -> bool:
+    """Make the directory `path` of the disk where it is missing; gives whether it was.
+
+    Root without harden can write to the disk past all that the sandbox sees of it, so no symlink is followed. What is
+    found stays as it is: nobody but airlockd runs yet. Raises DiskError and OSError.
+    """
+    made = False
+    while True:
+        try:
+            os.close(linux.open_without_symlinks(path, os.O_PATH | os.O_DIRECTORY))
+            return made
+        except FileNotFoundError:
+            os.makedirs(path, mode)
+            made = True
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+                raise
+            name = path.removeprefix(f"{DISK}/")
+            raise DiskError(
+                f"disk.img holds something that airlock did not write: {name} is no directory"
+            ) from None
+
+
 def discard(directory: str, trash: str) -> None:
-    """Move `directory` away at once; `empty` deletes it later, however large it is."""
-    os.makedirs(trash, exist_ok=True)
+    """Move `directory` away at once; `empty` deletes it later, however large it is. `trash` is there."""
     number = len(os.listdir(trash))
     while os.path.lexists(f"{trash}/{number}"):
         number += 1

@@ -19,6 +19,8 @@ CAPABILITIES = {
     "CAP_SYS_PTRACE": 19,
     "CAP_SYS_ADMIN": 21,
     "CAP_SYS_BOOT": 22,
+    # Whose nodes in /dev are closed, such as the disk's, would be had by others of the same numbers.
+    "CAP_MKNOD": 27,
     "CAP_PERFMON": 38,
     "CAP_BPF": 39,
 }
@@ -38,13 +40,15 @@ _X86_64 = {
     "mount": 165, "umount2": 166, "pivot_root": 155, "setns": 308, "init_module": 175, "delete_module": 176,
     "finit_module": 313, "kexec_load": 246, "kexec_file_load": 320, "bpf": 321, "open_tree": 428,
     "move_mount": 429, "fsopen": 430, "fsconfig": 431, "fsmount": 432, "fspick": 433, "mount_setattr": 442,
-    "open_tree_attr": 467, "perf_event_open": 298, "clone": 56, "unshare": 272, "clone3": 435,
+    "open_tree_attr": 467, "open_by_handle_at": 304, "perf_event_open": 298, "clone": 56, "unshare": 272,
+    "clone3": 435,
 }  # fmt: skip
 _AARCH64 = {
     "mount": 40, "umount2": 39, "pivot_root": 41, "setns": 268, "init_module": 105, "delete_module": 106,
     "finit_module": 273, "kexec_load": 104, "kexec_file_load": 294, "bpf": 280, "open_tree": 428,
     "move_mount": 429, "fsopen": 430, "fsconfig": 431, "fsmount": 432, "fspick": 433, "mount_setattr": 442,
-    "open_tree_attr": 467, "perf_event_open": 241, "clone": 220, "unshare": 97, "clone3": 435,
+    "open_tree_attr": 467, "open_by_handle_at": 265, "perf_event_open": 241, "clone": 220, "unshare": 97,
+    "clone3": 435,
 }  # fmt: skip
 _ARCHITECTURES = {"x86_64": (0xC000003E, _X86_64), "aarch64": (0xC00000B7, _AARCH64)}
 
@@ -57,7 +61,8 @@ _X32 = 0x40000000
 def seccomp_program(machine: str) -> bytes:
     """The filter as classic BPF, for `machine` as uname names it. Raises KeyError for one that it does not know.
 
-    Refused with EPERM: creating or entering namespaces, mounting by the old and the new calls, modules, kexec, bpf.
+    Refused with EPERM: creating or entering namespaces, mounting by the old and the new calls, modules, kexec, bpf,
+    and opening files by their numbers, which leads out of all that is mounted: root of the disk is above the sandbox's.
     clone3 gets ENOSYS, because its flags lie in memory that a filter cannot read; C libraries then use clone.
     Calls of another ABI (32-bit, x32) get ENOSYS, so that they are no way around.
     """
@@ -101,8 +106,9 @@ def apply(program: bytes) -> None:
     linux.seccomp(program)
 
 
-def close_kernel() -> None:
-    """In a mount namespace for hardened processes alone: what the kernel acts upon cannot be written. Raises OSError.
+def close_kernel(device: str) -> None:
+    """In a mount namespace for hardened processes alone: what the kernel acts upon cannot be written, nor can `device`,
+    which has the disk, be opened. Raises OSError.
 
     They have no capability left to undo that. /sys is one mount; control groups are another, which stays writable.
     """
@@ -117,3 +123,6 @@ def close_kernel() -> None:
             # A kernel without it.
             continue
         linux.mount("", path, "", remount | flag)
+    linux.mount(device, device, "", linux.MS_BIND)
+    # By MS_NODEV it is no device there.
+    linux.mount("", device, "", remount | linux.MS_RDONLY)

@@ -71,10 +71,10 @@ class Root:
 
         Raises DiskError, OSError and ValueError.
         """
-        disk.mount(device, size, new)
+        device = disk.mount(device, size, new)
         self._mounts.append(disk.DISK)
         reset_overlay(root_key)
-        os.makedirs(USERDATA, exist_ok=True)
+        disk.directory(USERDATA)
         options = f"lowerdir={boot.IMAGE},upperdir={OVERLAY}/upper,workdir={OVERLAY}/work"
         linux.mount("overlay", SANDBOX, "overlay", 0, options)
         self._mounts.append(SANDBOX)
@@ -100,7 +100,7 @@ class Root:
             if place.kind == "file" and place.read_only:
                 self._remount(place.target, linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV)
         os.close(self._directory)
-        self.namespace, self.hardened = _own_namespaces(SANDBOX)
+        self.namespace, self.hardened = _own_namespaces(SANDBOX, device)
 
     def take_down(self) -> None:
         """Leave a clean filesystem on the disk. Call when no process of the sandbox is left; the machine ends then."""
@@ -161,8 +161,7 @@ class Root:
             self._mount(place.tag, place.target, kind, linux.MS_RDONLY if place.read_only else 0, options)
         elif place.kind == "cache":
             directory = f"{CACHE}/{place.directory}"
-            if not os.path.isdir(directory):
-                os.makedirs(directory)
+            if disk.directory(directory):
                 os.chown(directory, account.uid, account.gid)
             self._mount(directory, place.target, "", linux.MS_BIND)
         elif place.kind == "bind":
@@ -221,7 +220,7 @@ class Root:
             if not self._is_file(place.target):
                 self._make_file(name, directory)
             os.close(directory)
-            os.makedirs(FILES, mode=0o700, exist_ok=True)
+            disk.directory(FILES, 0o700)
             directory, name = os.open(FILES, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), str(place.file)
             path = f"{FILES}/{name}"
             if os.path.lexists(path):
@@ -320,22 +319,29 @@ def reset_overlay(root_key: str) -> None:
 
     The key is written last: where it is missing, the directories are not trusted.
     """
-    try:
-        if linux.read_file(_ROOT_KEY) == root_key.encode():
-            return
-    except FileNotFoundError:
-        pass
-    if os.path.lexists(OVERLAY):
+    disk.directory(TRASH)
+    trusted = _root_key() == root_key.encode()
+    if not trusted and os.path.lexists(OVERLAY):
         disk.discard(OVERLAY, TRASH)
-    os.makedirs(f"{OVERLAY}/upper")
-    os.makedirs(f"{OVERLAY}/work")
+    disk.directory(f"{OVERLAY}/upper")
+    disk.directory(f"{OVERLAY}/work")
+    if trusted:
+        return
     with open(_ROOT_KEY, "w", encoding="utf-8") as file:
         file.write(root_key)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _own_namespaces(directory: str) -> tuple[int, int]:
+def _root_key() -> bytes:
+    try:
+        return linux.read_file(_ROOT_KEY, flags=os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        # It is missing, or something else that airlockd did not make.
+        return b""
+
+
+def _own_namespaces(directory: str, device: str) -> tuple[int, int]:
     """Mount namespaces whose root is the mount at `directory`, as descriptors: for all, and for hardened ones.
 
     What is mounted in the first appears in the second, and nothing the other way round.
@@ -355,7 +361,7 @@ def _own_namespaces(directory: str) -> tuple[int, int]:
             namespace = os.open("self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=numbers)
             linux.unshare(linux.CLONE_NEWNS)
             linux.mount("", "/", "", linux.MS_REC | linux.MS_SLAVE)
-            harden.close_kernel()
+            harden.close_kernel(device)
             return namespace, os.open("self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=numbers)
         finally:
             # Its root and working directory are then that namespace's root (setns(2)).

@@ -174,3 +174,49 @@ def test_a_bound_directory_is_of_the_disk_and_stays(airlock: Airlock, project: P
     assert b"/airlock/disk/mail is not a directory" in done.stderr
     write_config(project, "")
     assert sh(airlock, project, "cat /x/file", "--image", "./other.toml").split() == ["kept"]
+
+
+PLACES = (
+    "userdata",
+    "cache",
+    "files",
+    "trash",
+    "overlay",
+    "overlay/upper",
+    "overlay/work",
+    "overlay/root-key",
+)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_no_link_on_the_disk_leads_airlockd_elsewhere(
+    airlock: Airlock, store: Store, project: Path, place: str
+) -> None:
+    """Root without harden can write to the disk as it likes, past the directory that it is given."""
+    (project / "file").write_text("of the host")
+    write_config(
+        project,
+        """
+        [disk.cache.things]
+        paths = ["/things"]
+        [mounts.file]
+        source = "./file"
+        target = "/mnt/file"
+        read_only = true
+        """,
+    )
+    sh(airlock, project, "echo data > /airlock/disk/kept")
+    commands = project / "commands"
+    # debugfs overwrites nothing.
+    commands.write_text(f"ln {place} /elsewhere\nunlink {place}\nsymlink {place} /\n")
+    toolbox_of(store).run("usr/sbin/debugfs", "-w", "-f", commands, project / DISK, log=print)
+    done = airlock("start", "--", "ls", "/airlock/disk", "/things", "/", cwd=project)
+    if place in ("overlay", "overlay/root-key"):
+        # There is no key that could be trusted, and so nothing but a new root.
+        assert (done.returncode, b"kept" in done.stdout) == (0, True), done.stderr
+        return
+    assert done.returncode == 1, done.stdout
+    complaint = f"disk.img holds something that airlock did not write: {place}"
+    assert complaint.encode() in done.stderr
+    assert b" is no directory\n" in done.stderr
+    assert b"airlock rm" in done.stderr

@@ -48,6 +48,7 @@ def answer(program: bytes, architecture: int, number: int, *arguments: int) -> i
         ("x86_64", 428, (), EPERM),  # open_tree
         ("x86_64", 430, (), EPERM),  # fsopen
         ("x86_64", 442, (), EPERM),  # mount_setattr
+        ("x86_64", 304, (), EPERM),  # open_by_handle_at
         ("x86_64", 435, (), ENOSYS),  # clone3
         ("x86_64", 56, (17,), ALLOW),  # fork, by clone
         ("x86_64", 56, (0x3D0F00,), ALLOW),  # a thread
@@ -61,6 +62,7 @@ def answer(program: bytes, architecture: int, number: int, *arguments: int) -> i
         ("aarch64", 63, (), ALLOW),  # read
         ("aarch64", 40, (), EPERM),  # mount
         ("aarch64", 268, (), EPERM),  # setns
+        ("aarch64", 265, (), EPERM),  # open_by_handle_at
         ("aarch64", 97, (0x20000,), EPERM),  # unshare
         ("aarch64", 220, (17,), ALLOW),  # clone
         ("aarch64", 435, (), ENOSYS),  # clone3
