@@ -57,6 +57,7 @@ SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 FULL = "Make room on the disk: that of the store, or of TMPDIR (by default /var/tmp), where trees are built."
 _TAIL_LINES = 20
 _GRACE_SECONDS = 20.0
+_REPEAT_SECONDS = 1.0
 _PR_SET_PDEATHSIG = 1
 _PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy")
 
@@ -206,8 +207,8 @@ class _Interruptions:
         if self.count:
             signal.raise_signal(signal.SIGINT)
 
-    def wait(self, end: int, times: int, seconds: float | None) -> None:
-        """Until `end` is readable, or Ctrl-C was pressed so many times, or the seconds are over."""
+    def wait(self, end: int, times: int, seconds: float | None) -> bool:
+        """Until `end` is readable, Ctrl-C was pressed so many times or the seconds are over; whether it was `end`."""
         due = None if seconds is None else time.monotonic() + seconds
         while self.count < times:
             left = None if due is None else max(0.0, due - time.monotonic())
@@ -216,7 +217,8 @@ class _Interruptions:
                 # Of any signal; its handler has run when this returns.
                 os.read(self._awake, 512)
             if end in ready or not ready:
-                return
+                return end in ready
+        return False
 
     def _count(self, _number: int, _frame: object) -> None:
         self.count += 1
@@ -287,8 +289,12 @@ def _end_group(command: Any, end: int, pressed: _Interruptions) -> None:
     """
     # It leads a session of its own. Not by sh, which no longer finds the group of a leader that it has reaped.
     with suppress(ProcessLookupError):
-        os.killpg(command.pid, signal.SIGTERM)
-        pressed.wait(end, 2, _GRACE_SECONDS)
+        due = time.monotonic() + _GRACE_SECONDS
+        ended = False
+        while not ended and pressed.count < 2 and time.monotonic() < due:
+            # Again and again, because the first of a PID namespace does not get it before it has a handler.
+            os.killpg(command.pid, signal.SIGTERM)
+            ended = pressed.wait(end, 2, _REPEAT_SECONDS)
         os.killpg(command.pid, signal.SIGKILL)
 
 

@@ -6,6 +6,7 @@ import fcntl
 import io
 import os
 import re
+import socket
 import subprocess
 import tarfile
 from pathlib import Path
@@ -211,6 +212,21 @@ def test_arguments_of_mmdebstrap() -> None:
         Path("/out/rootfs.tar"),
         "deb [trusted=yes] http://127.0.0.1:1234/ trixie main",
     ]
+
+
+@pytest.mark.parametrize(
+    ("error", "heard"), [(ConnectionResetError(), False), (BrokenPipeError(), False), (ValueError(), True)]
+)
+def test_an_apt_that_leaves_early_is_no_error(
+    error: Exception, heard: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = mmdebstrap._Server(tmp_path)
+    with server:
+        try:
+            raise error
+        except Exception:
+            server._server.handle_error(socket.socket(), ("127.0.0.1", 1))
+    assert ("Traceback" in capsys.readouterr().err) is heard
 
 
 @pytest.mark.parametrize(

@@ -223,6 +223,15 @@ def test_an_interruption_that_another_thread_gets_is_heard() -> None:
     assert lines == ["up"]
 
 
+def test_a_tool_that_could_not_hear_yet_is_asked_again() -> None:
+    """As the first process of a PID namespace, which gets no signal that it has no handler for."""
+    process, _ = start_runner(
+        "trap '' TERM; echo $$; echo $$; sleep 1; trap 'echo polite; exit' TERM; while :; do sleep 0.1; done"
+    )
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[0].splitlines()[-1] == "polite"
+
+
 def test_an_impatient_user_interrupts_twice() -> None:
     """The first Ctrl-C asks the program to end, and this one says that it heard, but stays."""
     process, pids = start_runner(

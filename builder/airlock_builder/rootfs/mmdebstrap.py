@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import signal
+import sys
 import tarfile
 from collections import deque
 from functools import partial
@@ -282,7 +283,7 @@ class _Server:
     """Serves a directory on 127.0.0.1 while the block runs: the mapped root of an ordinary user may not read it."""
 
     def __init__(self, directory: Path) -> None:
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, directory=str(directory)))
+        self._server = _HTTPServer(("127.0.0.1", 0), partial(_Handler, directory=str(directory)))
         self._server.daemon_threads = True
         self._thread = Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
 
@@ -294,6 +295,13 @@ class _Server:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+class _HTTPServer(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """An apt that is interrupted leaves without a word."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(SimpleHTTPRequestHandler):
