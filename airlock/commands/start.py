@@ -148,25 +148,28 @@ def _image(chosen: str | None, configured: str | None, project: Project, verbose
     from airlock import images
     from airlock_runner.config import load_config, place_of
     from airlock_store.gc import add_project_root
-    from airlock_store.image import load_image
+    from airlock_store.image import MANIFEST, load_image
     from airlock_store.store import Store
 
     ref = chosen or configured or images.DEFAULT_RECIPE
     store = Store.open()
-    image = images.stored(ref, store, project.root)
-    if image is None:
-        from airlock_builder.build import plan
+    while True:
+        image = images.stored(ref, store, project.root)
+        if image is None:
+            from airlock_builder.build import plan
 
-        try:
-            planned = plan(ref, base=project.root)
-            if store.find(planned.image_key, planned.image_name) is None:
-                # What is wrong in the config is better told before a long build than after it.
-                load_config(project.root, under=images.brought_by_plan(planned))
-            result = images.realise(planned, store, quiet=face().quiet, verbose=verbose > 0)
-        except ConfigError as error:
-            if error.at is None and not chosen:
-                error.at = place_of(project.root, "vm", "image")
-            raise
-        image = load_image(result.image.path)
-    add_project_root(store, project.directory / "image", image.path)
-    return image
+            try:
+                planned = plan(ref, base=project.root)
+                if store.find(planned.image_key, planned.image_name) is None:
+                    # What is wrong in the config is better told before a long build than after it.
+                    load_config(project.root, under=images.brought_by_plan(planned))
+                result = images.realise(planned, store, quiet=face().quiet, verbose=verbose > 0)
+            except ConfigError as error:
+                if error.at is None and not chosen:
+                    error.at = place_of(project.root, "vm", "image")
+                raise
+            image = load_image(result.image.path)
+        add_project_root(store, project.directory / "image", image.path)
+        # Nobody collects it from now on; somebody may have before, while we waited.
+        if (image.path / MANIFEST).is_file():
+            return image

@@ -15,11 +15,17 @@ import pytest
 import airlock_builder.build
 from airlock import progress
 from airlock.cli import run
+from airlock.commands import start
 from airlock.output import space_of
 from airlock_builder.build import BuildResult, StepResult
 from airlock_builder.step import Step
+from airlock_runner.project import Project
+from airlock_store import gc
+from airlock_store.document import Document
 from airlock_store.errors import BuildError
+from airlock_store.image import MANIFEST
 from airlock_store.paths import StorePath
+from airlock_store.store import Store
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -221,6 +227,42 @@ def test_a_build_that_is_ended_clears_up_and_ends_by_that(number: signal.Signals
         process.stdin.close()
         assert process.stdout.read() == ("" if background else "cleared\n")
     assert process.returncode == -number
+
+
+def test_an_image_that_is_collected_while_a_start_waits_for_the_store_is_built_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store.open({"AIRLOCK_STORE": str(tmp_path / "store")})
+    built = []
+
+    def realise(*_: object, **__: object) -> SimpleNamespace:
+        def build(output: Path) -> None:
+            (output / MANIFEST).touch()
+
+        built.append(store.realise("a" * 32, "base", build))
+        return SimpleNamespace(image=built[-1])
+
+    def add_project_root(store: Store, link: Path, image: Path) -> None:
+        if len(built) == 1:
+            assert [path.path for path in store.gc().removed] == [image]
+        add(store, link, image)
+
+    add = gc.add_project_root
+    monkeypatch.setenv("AIRLOCK_STORE", str(store.root))
+    monkeypatch.setattr(
+        "airlock_builder.build.plan", lambda *_, **__: SimpleNamespace(image_key="a" * 32, image_name="base")
+    )
+    monkeypatch.setattr("airlock.images.brought_by_plan", lambda _: Document({}, tmp_path))
+    monkeypatch.setattr("airlock.images.realise", realise)
+    monkeypatch.setattr("airlock_store.image.load_image", lambda path: SimpleNamespace(path=path))
+    monkeypatch.setattr("airlock_store.gc.add_project_root", add_project_root)
+    monkeypatch.setattr("airlock.commands.start.face", lambda: SimpleNamespace(quiet=True))
+    project = Project(tmp_path)
+    project.prepare()
+    image = start._image("base", None, project, 0)
+    assert len(built) == 2
+    assert image.path == built[0].path
+    assert image.path.is_dir()
 
 
 def test_a_failed_build_says_what_the_tool_said(built: StorePath, capsys: pytest.CaptureFixture[str]) -> None:
