@@ -10,7 +10,7 @@ import errno
 import fcntl
 import os
 import stat
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -147,14 +147,14 @@ class Store:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Keep garbage collection out while paths are looked up and built on. May be nested."""
-        try:
-            for directory in (".locks", ".tmp", "roots"):
-                (self.root / directory).mkdir(parents=True, exist_ok=True)
-            lock = self._lock("gc", fcntl.LOCK_SH)
-        except OSError as error:
-            raise self._unusable(error) from error
-        with lock:
+        """Keep garbage collection out while paths are looked up and built on. May be nested. Raises StoreError."""
+        with ExitStack() as held:
+            try:
+                for directory in (".locks", ".tmp", "roots"):
+                    (self.root / directory).mkdir(parents=True, exist_ok=True)
+                held.enter_context(self._lock("gc", fcntl.LOCK_SH))
+            except OSError as error:
+                raise self._unusable(error) from error
             yield
 
     @contextmanager

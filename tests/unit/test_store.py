@@ -254,6 +254,13 @@ def test_a_store_that_cannot_be(tmp_path: Path) -> None:
         list(store.paths())
 
 
+def test_a_lock_that_cannot_be_opened_is_the_stores_trouble(store: Store) -> None:
+    """As in a store that may only be read, also for root."""
+    (store.root / ".locks" / "gc").mkdir(parents=True)
+    with pytest.raises(StoreError, match=r"the store cannot be used: .*/gc: Is a directory"), store.in_use():
+        pass
+
+
 @pytest.mark.parametrize(
     ("name", "clean"),
     [("a b/c", "a-b-c"), ("../../etc", "etc"), ("", "unnamed"), ("ü", "unnamed"), ("a" * 300, "a" * 100)],
