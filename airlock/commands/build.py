@@ -40,9 +40,10 @@ def build(*, recipe: str | None, directory: str | None, warm: bool, as_json: boo
     with -q, only the image's store path is printed.
     """
     from airlock import images
+    from airlock_store.paths import expand_home
     from airlock_store.store import Store
 
-    store = Store(Path(directory).expanduser().absolute()) if directory else Store.open()
+    store = Store(expand_home(directory).absolute()) if directory else Store.open()
     ref = recipe or images.project_image(Path.cwd())
     result = images.build(ref, store, Path.cwd(), quiet=face().quiet, verbose=verbose)
     if warm:

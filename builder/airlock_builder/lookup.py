@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from airlock_store.errors import ConfigError, Location
+from airlock_store.paths import expand_home
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,32 +30,37 @@ def find_recipes() -> list[FoundRecipe]:
     """All recipes that a name finds, sorted by it."""
     found: dict[str, Path] = {}
     for directory in recipe_directories():
-        for path in sorted(directory.glob("*.toml")):
-            found.setdefault(path.stem, path)
+        with suppress(OSError):
+            for name in os.listdir(directory):
+                path = directory / name
+                if path.suffix == ".toml" and os.path.isfile(path):
+                    found.setdefault(path.stem, path)
     return [FoundRecipe(name, path, _summary(path)) for name, path in sorted(found.items())]
 
 
 def resolve(ref: str, base: Path, at: Location | None) -> Path:
     """The file of the recipe `ref`; a relative path starts from `base`. Raises ConfigError, placed `at`."""
     if "/" in ref or ref.endswith(".toml"):
-        path = (base / Path(ref).expanduser()).absolute()
-        if not path.is_file():
+        path = (base / expand_home(ref, at)).absolute()
+        if not os.path.isfile(path):
             raise ConfigError(f"there is no recipe {str(path)!r}", at=at)
         return path.resolve()
     for directory in recipe_directories():
         path = directory / f"{ref}.toml"
-        if path.is_file():
+        if os.path.isfile(path):
             return path.resolve()
     raise ConfigError(f"no recipe is named {ref!r}", hint=_suggestion(ref), at=at)
 
 
 def recipe_directories() -> Iterator[Path]:
-    """The directories that names are looked for in, in that order; not all of them exist."""
+    """The directories that names are looked for in, in that order; not all of them exist or can be searched."""
     import platformdirs
 
     for directory in os.environ.get("AIRLOCK_RECIPES", "").split(":"):
         if directory:
-            yield Path(directory).expanduser().absolute()
+            # That of a user who does not exist is as good as any other that is not there.
+            with suppress(ConfigError):
+                yield expand_home(directory).absolute()
     yield platformdirs.user_config_path("airlock", appauthor=False) / "recipes"
     yield shipped("recipes")
 
@@ -78,9 +85,10 @@ def _suggestion(ref: str) -> str:
 def _summary(path: Path) -> str:
     import tomllib
 
+    from airlock_store.document import read_text
+
     try:
-        with path.open("rb") as file:
-            summary = tomllib.load(file)["recipe"]["summary"]
-    except (OSError, ValueError, KeyError, TypeError):
+        summary = tomllib.loads(read_text(path))["recipe"]["summary"]
+    except (ConfigError, ValueError, RecursionError, KeyError, TypeError):
         return ""
     return summary if isinstance(summary, str) else ""

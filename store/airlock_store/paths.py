@@ -1,6 +1,6 @@
 """Names in the store: where it lies, how a key and a name become a store path. Used by the store and by whoever plans.
 
-Everything here is pure but `default_root`, which reads the environment.
+Everything here is pure but `default_root` and `expand_home`, which read the environment.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from airlock_store.errors import StoreError
+from airlock_store.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from airlock_store.errors import Location
 
 KEY_LENGTH = 32
 """Hex digits of a key: half a sha256, 128 bits."""
@@ -42,12 +44,20 @@ def default_root(environ: Mapping[str, str]) -> Path:
     """`$AIRLOCK_STORE`, or `airlock/store` in the platform's directory for user data. Raises StoreError for no path."""
     if chosen := environ.get("AIRLOCK_STORE"):
         try:
-            return Path(chosen).expanduser().absolute()
-        except RuntimeError as error:
-            raise StoreError(f"AIRLOCK_STORE: {chosen!r}: there is no such user") from error
+            return expand_home(chosen).absolute()
+        except ConfigError as error:
+            raise StoreError(f"AIRLOCK_STORE: {error.message}") from error
     import platformdirs
 
     return platformdirs.user_data_path("airlock", appauthor=False) / "store"
+
+
+def expand_home(path: str, at: Location | None = None) -> Path:
+    """`path` with a home in place of `~` or `~USER` at its beginning. Raises ConfigError, placed `at`, for nobody's."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{path!r}: there is no such user", at=at) from error
 
 
 def sanitise(name: str) -> str:

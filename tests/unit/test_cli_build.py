@@ -265,6 +265,11 @@ def test_an_image_that_is_collected_while_a_start_waits_for_the_store_is_built_a
     assert image.path.is_dir()
 
 
+def test_a_store_in_the_home_of_nobody(built: StorePath, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["build", "base", "--store", "~nosuchuser/store"]) == 2
+    assert capsys.readouterr().err == "Config error: '~nosuchuser/store': there is no such user\n"
+
+
 def test_a_failed_build_says_what_the_tool_said(built: StorePath, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["build", "broken"]) == 1
     assert capsys.readouterr().err == "Error: mmdebstrap failed\n  its last words\n  hint: try again\n"

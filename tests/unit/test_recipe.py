@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -268,6 +271,51 @@ def test_unknown_names_get_the_nearest(recipes: Recipes) -> None:
 
 def test_a_path_that_is_not_there(tmp_path: Path) -> None:
     assert "there is no recipe" in fails("./nothing.toml", tmp_path).message
+
+
+def test_the_home_of_nobody(recipes: Recipes, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "'~nosuchuser/a.toml': there is no such user" in fails("~nosuchuser/a.toml").message
+    at = recipes.write("bad", extends='["~nosuchuser/"]')
+    error = fails("bad")
+    assert error.at
+    assert (error.at.path, error.at.line) == (at, 3)
+    monkeypatch.setenv("AIRLOCK_RECIPES", f"~nosuchuser/a:{recipes.directory}")
+    assert {"bad", "base"} <= {recipe.name for recipe in find_recipes()}
+
+
+def test_what_is_no_recipe_in_their_directory_is_in_nobodys_way(recipes: Recipes) -> None:
+    recipes.write("deep").write_text(f"[recipe]\nsummary = {'[' * 5000}")
+    os.mkfifo(recipes.directory / "pipe.toml")
+    (recipes.directory / "base.toml").mkdir()
+    (recipes.directory / "loop.toml").symlink_to("loop.toml")
+    found = {recipe.name: recipe for recipe in find_recipes()}
+    assert found["deep"].summary == ""
+    assert found["base"].path.is_file()
+    assert not {"pipe", "loop"} & set(found)
+
+
+def test_a_directory_of_recipes_that_may_not_be_searched(
+    recipes: Recipes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where root runs this."""
+    real = os.stat
+
+    def stat(path: Any, *rest: Any, **more: Any) -> os.stat_result:
+        if os.fspath(path).startswith(os.fspath(recipes.directory)):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return real(path, *rest, **more)
+
+    recipes.write("mine")
+
+    def listdir(path: Any) -> list[str]:
+        os.stat(path)
+        return listed(path)
+
+    listed = os.listdir
+    monkeypatch.setattr(os, "stat", stat)
+    monkeypatch.setattr(os, "listdir", listdir)
+    assert load_recipe("base", Path("/")).name == "base"
+    assert "mine" not in {recipe.name for recipe in find_recipes()}
 
 
 WORDS = st.lists(st.from_regex(r"[a-z0-9]{2,8}", fullmatch=True), max_size=6)

@@ -279,6 +279,8 @@ def test_what_is_no_key_is_refused(store: Store, key: str) -> None:
 def test_where_the_store_is(tmp_path: Path) -> None:
     assert Store.open({"AIRLOCK_STORE": str(tmp_path)}).root == tmp_path
     assert Store.open({"AIRLOCK_STORE": ""}).root.parts[-2:] == ("airlock", "store")
+    with pytest.raises(StoreError, match="AIRLOCK_STORE: '~nosuchuser': there is no such user"):
+        Store.open({"AIRLOCK_STORE": "~nosuchuser"})
 
 
 # Garbage collection
