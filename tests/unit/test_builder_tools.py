@@ -229,7 +229,7 @@ def test_a_tool_that_could_not_hear_yet_is_asked_again() -> None:
         "trap '' TERM; echo $$; echo $$; sleep 1; trap 'echo polite; exit' TERM; while :; do sleep 0.1; done"
     )
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60)[0].splitlines()[-1] == "polite"
+    assert "polite" in process.communicate(timeout=60)[0].splitlines()
 
 
 def test_an_impatient_user_interrupts_twice() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from airlock_runner.machine import virtiofs
-from airlock_runner.machine.virtiofs import Daemon, choose_daemon, daemon_argv, find_daemon
+from airlock_runner.machine.virtiofs import Daemon, Helper, choose_daemon, daemon_argv, find_daemon
 from airlock_store.errors import MachineError
 
 OLD, NEW, MIDDLE = "    -o timeout=<number>        I/O timeout", "      --allow-mmap", "      --shared-dir"
@@ -108,3 +108,16 @@ def test_the_command_lines() -> None:
         "/v", "--fd=7", "-f", "-o",
         "source=/a\\,b\\\\c,sandbox=namespace,cache=auto,timeout=0,modcaps=-mknod,log_level=err",
     ]  # fmt: skip
+
+
+def test_of_all_that_one_says_the_last_is_kept(tmp_path: Path) -> None:
+    """A guest can make it say as much as it likes, and nobody reads that while it runs."""
+    path = program(tmp_path / "loud" / "virtiofsd", "")
+    path.write_text("#!/bin/sh\nhead -c 5000000 /dev/zero | tr '\\0' x\necho\necho last words >&2\n")
+    helper = Helper(Daemon(path, rust=True), tmp_path, None)
+    try:
+        assert helper._process.wait(60) == 0
+        assert helper.said().endswith("xxx\nlast words")
+        assert len(helper._said) == 1000
+    finally:
+        helper.close()

@@ -12,15 +12,18 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from airlock_store.errors import MachineError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_SAID = 1000
+"""Bytes of the last that one wrote that are kept, for the case that it ends."""
 _DESCRIPTIONS = (Path("/etc/qemu/vhost-user"), Path("/usr/share/qemu/vhost-user"))
 _PLACES = (Path("/usr/libexec/virtiofsd"), Path("/usr/lib/virtiofsd"), Path("/usr/lib/qemu/virtiofsd"))
 
@@ -103,31 +106,37 @@ class Helper:
             # Connected before it is served, and the path is gone before anybody could find it.
             self.connection = socket.socket(socket.AF_UNIX)
             self.connection.connect(path)
-            self._said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
             try:
                 self._process = subprocess.Popen(
                     daemon_argv(daemon, source, listener.fileno()),
                     stdin=subprocess.DEVNULL,
-                    stdout=self._said,
-                    stderr=self._said,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
                     pass_fds=[listener.fileno()],
                     process_group=0,
                     preexec_fn=prepare,  # noqa: PLW1509
                 )
             except OSError as error:
-                self._said.close()
                 self.connection.close()
                 raise MachineError(f"{daemon.program} cannot be started: {error.strerror}") from error
+        self._said = b""
+        self._listener = threading.Thread(target=self._listen, name="virtiofsd-says", daemon=True)
+        self._listener.start()
+
+    def _listen(self) -> None:
+        """It writes a line for each request that it does not understand, and a guest can make any number of them."""
+        assert self._process.stdout is not None
+        while data := os.read(self._process.stdout.fileno(), 65536):
+            self._said = (self._said + data)[-_SAID:]
 
     def forget(self) -> None:
         """Close our copy of the connection."""
         self.connection.close()
 
     def said(self) -> str:
-        """The last that it wrote, at most 1000 bytes."""
-        end = self._said.seek(0, os.SEEK_END)
-        self._said.seek(max(0, end - 1000))
-        return self._said.read().decode("utf-8", "replace").strip()
+        """The last that it wrote; all of that once it has ended."""
+        self._listener.join(0 if self._process.poll() is None else 2)
+        return self._said.decode("utf-8", "replace").strip()
 
     def close(self) -> None:
         """End it. What the guest wrote is in the host's files: it keeps nothing back."""
@@ -138,7 +147,6 @@ class Helper:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._said.close()
 
 
 def _candidates() -> list[Path]:
