@@ -177,9 +177,9 @@ class Renames:
         self._loop.forget(job.ready)
         if not which:
             return
-        device, inode = struct.unpack("=QQ", which)
-        place = self._places[device, inode]
         try:
+            device, inode = struct.unpack("=QQ", which)
+            place = self._places[device, inode]
             data = os.pread(job.data, os.fstat(job.data).st_size, 0)
             # Here, and not in the helper: what the host sends is written by this process too, one after the other.
             # A rename promises no more than that it is seen; the host gets it in any case.
@@ -187,6 +187,9 @@ class Renames:
             os.write(job.go, b"\0")
         except OSError as error:
             job.problem = error.errno or errno.EIO
+        except (struct.error, KeyError):
+            # Not the helper's word.
+            job.problem = errno.EIO
         os.close(job.go)
         job.go = -1
 
@@ -206,6 +209,9 @@ class Renames:
         """In the helper: never returns."""
         code = _KERNEL
         try:
+            # Who asks has the same rights soon, and must get no others by it: tracing it, or having it executed.
+            linux.prctl(linux.PR_SET_DUMPABLE, 0)
+            linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
             # A path may lead through /proc/self/fd, which is here what the helper has open.
             _close_all_but(asked.listener, data, ready, go)
             code = self._as_the_process(asked, data, ready, go)

@@ -454,6 +454,8 @@ def _ignore(_value: object) -> None:
 
 
 def _protect() -> None:
+    # Nobody without a capability traces it, or a child that has descriptors of airlockd until it is executed.
+    linux.prctl(linux.PR_SET_DUMPABLE, 0)
     with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
         file.write("-1000")
 

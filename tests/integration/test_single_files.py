@@ -373,6 +373,46 @@ def test_rights_are_those_of_whoever_renames(airlock: Airlock, project: Path, tm
     assert source.read_text() == "mine\n"
 
 
+TRACE = r"""
+use POSIX ();
+my ($ptrace, $attach) = ((POSIX::uname())[4] eq "aarch64" ? 117 : 101, 16);
+sub children { open(my $file, "<", "/proc/1/task/1/children") or die; split " ", <$file> }
+open(my $file, ">", "new") or die;
+print $file "x" x (15 << 20);
+close $file;
+my ($tries, %old) = (0, map { $_ => 1 } children());
+for (1 .. 4) {
+    my $child = fork;
+    if (!$child) {
+        select undef, undef, undef, 0.2;
+        system "cp", "new", "new2";
+        rename "new2", "below" or die;
+        POSIX::_exit(0);
+    }
+    until (waitpid $child, POSIX::WNOHANG) {
+        for my $helper (grep { !$old{$_} } children()) {
+            while (-d "/proc/$helper") {
+                $tries++;
+                print("attached\n"), exit if syscall($ptrace, $attach, $helper + 0, 0, 0) == 0;
+            }
+        }
+    }
+}
+print $tries > 10 ? "refused\n" : "only $tries tries\n";
+"""
+
+
+def test_who_carries_out_a_rename_cannot_be_traced(
+    airlock: Airlock, project: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """It was airlockd, with all that airlockd may do, and has the capabilities of whoever asked."""
+    source = tmp_path_factory.mktemp("source") / "below"
+    source.write_text("first\n")
+    write_config(project, f'[mounts.a]\nsource = "{source}"\ntarget = "{project}/below"\n')
+    done = airlock("start", "--", "perl", "-e", TRACE, cwd=project)
+    assert done.stdout == b"refused\n", done.stderr
+
+
 def test_a_file_that_cannot_be_mounted_stops_the_start(airlock: Airlock, project: Path) -> None:
     (project / "file").touch()
     write_config(project, '[mounts.v]\nsource = "file"\ntarget = "/usr/lib"\n')

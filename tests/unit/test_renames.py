@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import struct
 
 import pytest
 from hypothesis import given
@@ -61,6 +63,26 @@ def test_a_wild_address_is_an_error_and_no_more(address: int) -> None:
 def test_rights_are_those_by_which_files_are_judged() -> None:
     status = b"Name:\tx: y\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nGroups:\t9 10 \nCapEff:\t000001ffFFffffff\nV:\t1 kB\n"
     assert renames._credentials(status) == (4, 8, [9, 10], (1 << 41) - 1)
+
+
+class _Loop:
+    def forget(self, fd: int) -> None:
+        pass
+
+
+@pytest.mark.parametrize("word", [b"short", struct.pack("=QQ", 1, 2)])
+def test_an_odd_word_of_the_helper_is_an_error_of_that_rename(word: bytes) -> None:
+    """The helper has the rights of whoever asked, and so may be his."""
+    ready, there_ready = os.pipe()
+    there_go, go = os.pipe()
+    os.write(there_ready, word)
+    asker = renames.Renames.__new__(renames.Renames)
+    asker._loop, asker._places = _Loop(), {}  # type: ignore[assignment]
+    job = renames._Job(renames._Asked(-1, 0, 0, ("", ""), (b"", b"")), 0, -1, ready, go)
+    asker._overwrite(job)
+    assert (job.problem, job.go, os.read(there_go, 1)) == (errno.EIO, -1, b"")
+    for fd in (ready, there_ready, there_go):
+        os.close(fd)
 
 
 def test_who_renames_for_another_has_nothing_else_open() -> None:
