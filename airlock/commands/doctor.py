@@ -92,18 +92,25 @@ def _any_image(arch: str) -> Image | None:
     from airlock_store.image import load_image
     from airlock_store.store import Store
 
-    for found in Store.open().images():
-        # One that cannot be booted any more is no reason not to look at the rest of the machine.
-        with suppress(AirlockError):
-            if (image := load_image(found.path)).arch == arch:
-                return image
+    # A store that cannot be used is told elsewhere.
+    with suppress(AirlockError):
+        for found in Store.open().images():
+            # One that cannot be booted any more is no reason not to look at the rest of the machine.
+            with suppress(AirlockError):
+                if (image := load_image(found.path)).arch == arch:
+                    return image
     return None
 
 
 def _disk() -> Finding:
     from airlock_store.store import Store
 
-    root = Store.open().root
+    try:
+        store = Store.open()
+        next(store.paths(), None)
+    except AirlockError as error:
+        return Finding("disk", MISSING, error.message, error.hint or "")
+    root = store.root
     there = next(path for path in (root, *root.parents) if path.exists())
     free = shutil.disk_usage(there).free
     detail = f"{format_size(free)} free for the store ({root})"

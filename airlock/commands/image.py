@@ -8,6 +8,7 @@ import click
 
 from airlock.cli import group, recipes
 from airlock.output import say_json, say_table, space_of
+from airlock_store.errors import StoreError
 from airlock_store.sizes import format_size
 
 
@@ -18,12 +19,18 @@ def image() -> None:
 
 @image.command("list", examples=["airlock image list", "airlock image list --json"])
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def list_images(as_json: bool) -> None:
-    """List the images in the store."""
+def list_images(as_json: bool) -> int:
+    """List the images in the store. Exit code 1 if one cannot be read; the others are listed all the same."""
+    from airlock.failure import explain
     from airlock_store.image import load_image
     from airlock_store.store import Store
 
-    images = [(load_image(path.path), space_of(path.path)) for path in Store.open().images()]
+    images, code = [], 0
+    for path in Store.open().images():
+        try:
+            images.append((load_image(path.path), space_of(path.path)))
+        except StoreError as error:
+            code = explain(error)
     if as_json:
         say_json(
             [{"name": each.name, "key": each.key, "path": each.path, "size": size} for each, size in images]
@@ -33,6 +40,7 @@ def list_images(as_json: bool) -> None:
             ((each.name, each.summary, format_size(size), str(each.path)) for each, size in images),
             heads=("NAME", "SUMMARY", "SIZE", "PATH"),
         )
+    return code
 
 
 @image.command("inspect", examples=["airlock image inspect base", "airlock image inspect base --json"])

@@ -57,10 +57,13 @@ def verify(paths: tuple[str, ...]) -> int:
         chosen.append(path)
     bad = 0
     for path in chosen or opened.paths():
-        problems = opened.verify(path)
+        try:
+            problems = [f"{path.path}: {problem}" for problem in opened.verify(path)]
+        except StoreError as error:
+            problems = [error.message]
         bad += bool(problems)
         for problem in problems:
-            say(f"{path.path}: {problem}")
+            say(problem)
         if not problems and not face().quiet:
             say(f"{path.path}: good")
     return 1 if bad else 0

@@ -132,7 +132,7 @@ def read(path: Path) -> Contents:
             references=tuple(map(str, document["references"])),
             files=files,
         )
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, OverflowError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(
             f"{path}: not a store path ({error})", hint="Remove it; a build makes it anew."
         ) from error

@@ -109,8 +109,8 @@ def _wanted(root: Path) -> bool:
         os.lstat(root.readlink() if root.name.startswith(_PROJECT) else root.resolve())
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except OSError:
-        # In a directory that cannot be searched now.
+    except (OSError, RuntimeError):
+        # In a directory that cannot be searched now, or a link to itself, which keeps nothing anyway.
         pass
     return True
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tomllib
+from functools import partial
 from pathlib import Path
 
 import click
@@ -26,6 +27,8 @@ from airlock.commands import start as start_module
 from airlock_runner.machine import accel
 from airlock_runner.machine.accel import Candidates, Verdict
 from airlock_store.errors import AirlockError, BuildError, ConfigError, Location, MachineError
+from airlock_store.image import Image, encode_image
+from airlock_store.store import Store
 
 
 @pytest.fixture(autouse=True)
@@ -427,6 +430,20 @@ def test_doctor_proves_the_accelerator_with_an_image_that_is_good(
         assert (found["status"], found["detail"]) == ("ok", "kvm: a guest booted with it")
 
 
+@pytest.mark.parametrize("store", ["file/store", "~nosuchuser/store"])
+def test_doctor_tells_of_a_store_that_cannot_be_looked_into(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("AIRLOCK_STORE", store if store.startswith("~") else str(tmp_path / store))
+    monkeypatch.setattr(accel, "candidates", lambda *_: Candidates(("kvm", "tcg"), True, "not proven yet"))
+    assert run(["doctor", "--json"]) == 1
+    found = {finding["name"]: finding for finding in json.loads(capsys.readouterr().out)}
+    assert found["disk"]["status"] == "missing"
+    assert ("there is no such user" in found["disk"]["detail"]) is store.startswith("~")
+    assert {"memory", "builder"} <= set(found)
+
+
 def test_recipe_show_prints_what_is_merged_as_toml_that_reads_back(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -457,6 +474,33 @@ def test_recipe_list_finds_mine_first(
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == ["NAME", "SUMMARY", "PATH"]
     assert ["base", "Mine\\x1b[2J", str(tmp_path / "base.toml")] in lines
+
+
+def test_a_broken_path_hides_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = Store(tmp_path / "store")
+    for number in range(3):
+        path = store.realise(f"{number}" * 32, f"image-{number}", partial(write_image, f"image-{number}"))
+        if number == 1:
+            (path / "manifest.json").chmod(0o644)
+            (path / "manifest.json").write_text("{")
+            (path / "store.json").unlink()
+    assert run(["image", "list", "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert [image["name"] for image in json.loads(out)] == ["image-0", "image-2"]
+    assert f"{'1' * 32}-image-1 is not an image" in err
+    assert run(["store", "verify"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.endswith("good") for line in lines] == [True, False, True]
+    assert "image-1: not a store path" in lines[1]
+
+
+def write_image(name: str, output: Path) -> None:
+    for file in ("kernel", "initrd", "rootfs"):
+        (output / file).touch()
+    texts = {"summary": "", "kernel_release": "6", "rootfs_format": "ext4", "rootfs_key": "0" * 32}
+    files = {"kernel": output / "kernel", "initrd": output / "initrd", "rootfs": output / "rootfs"}
+    image = Image(path=output, key="0" * 32, name=name, arch="x86_64", **texts, **files)
+    (output / "manifest.json").write_bytes(encode_image(image))
 
 
 def test_an_empty_store_lists_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -363,6 +363,22 @@ def test_gc_does_not_follow_roots_out_of_the_store(store: Store, tmp_path: Path)
     assert outside.is_dir()
 
 
+def test_gc_bears_a_root_that_leads_to_itself(store: Store) -> None:
+    path = store.realise(KEY, "thing", fill)
+    (store.root / "roots" / "loop").symlink_to("loop")
+    assert store.gc().removed == (path,)
+    assert gc.project_links(store) == []
+
+
+def test_a_size_beyond_all_numbers_is_no_manifest(store: Store) -> None:
+    path = store.realise(KEY, "thing", fill)
+    manifest = path / contents.MANIFEST
+    manifest.chmod(0o644)
+    manifest.write_text(manifest.read_text().replace('"size": 5000', '"size": 1e400'))
+    with pytest.raises(StoreError, match="not a store path"):
+        store.verify(path)
+
+
 def test_gc_waits_for_nobody_who_builds(store: Store) -> None:
     store.realise(KEY, "thing", fill)
     with store.in_use(), pytest.raises(StoreError, match="a build is using the store"):
