@@ -135,7 +135,7 @@ def _memory() -> Finding:
 
 def _available_memory() -> int | None:
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     found = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)

@@ -59,7 +59,7 @@ def load_configs(directory: Path) -> KernelConfigs:
     document = read_toml(directory / "features.toml")
     known = decode(document, Features).features
     fragments = {
-        path.name.removesuffix(FRAGMENT_SUFFIX): path.read_text()
+        path.name.removesuffix(FRAGMENT_SUFFIX): path.read_text(encoding="utf-8")
         for path in sorted(directory.glob(f"*{FRAGMENT_SUFFIX}"))
     }
     for name, feature in known.items():
@@ -72,7 +72,10 @@ def load_configs(directory: Path) -> KernelConfigs:
                     at = document.at(("features", name, key, index))
                     raise ConfigError(f"no {_KINDS[key]} is named {each!r}", at=at)
     return KernelConfigs(
-        known, fragments, (directory / "modules.toml").read_text(), (directory / "waivers.toml").read_text()
+        known,
+        fragments,
+        (directory / "modules.toml").read_text(encoding="utf-8"),
+        (directory / "waivers.toml").read_text(encoding="utf-8"),
     )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import fcntl
 import io
 import os
 import re
 import socket
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -328,6 +330,39 @@ def test_a_repository(tmp_path: Path) -> None:
     listed = (output / "dists/trixie/main/binary-amd64/Packages").read_text().split("\n\n")
     assert [parse_stanza(each)["Filename"] for each in listed] == [p["file"] for p in packages]
     assert all(sha256_of(output / str(p["file"])) == p["sha256"] for p in packages)
+
+
+def test_the_callers_locale_is_not_in_what_is_stored(tmp_path: Path) -> None:
+    deb = tmp_path / "a_1_amd64.deb"
+    make_deb(deb, 1)
+    (tmp_path / "out").mkdir()
+    text = stanza("a", "1", deb).replace("a thing", "für alle")
+    code = (
+        "import sys; from pathlib import Path; from airlock_builder.rootfs.fetch import write_repository\n"
+        "write_repository(Path('out'), 'trixie', 'amd64', [Path(sys.argv[1])], [bytes.fromhex(sys.argv[2]).decode()])"
+    )
+    ascii_only = {
+        "LC_ALL": "C",
+        "PYTHONCOERCECLOCALE": "0",
+        "PYTHONUTF8": "0",
+        "PYTHONPATH": ":".join(sys.path),
+    }
+    subprocess.run(
+        [sys.executable, "-c", code, deb.name, text.encode().hex()], cwd=tmp_path, env=ascii_only, check=True
+    )
+    listed = tmp_path / "out/dists/trixie/main/binary-amd64/Packages"
+    assert "für alle".encode() in listed.read_bytes()
+
+
+def test_texts_are_read_and_written_as_utf8() -> None:
+    """Not as the locale of who builds has it, which keys do not have."""
+    checkout = Path(__file__).resolve().parents[2]
+    for path in [*(checkout / "builder").rglob("*.py"), *(checkout / "store").rglob("*.py")]:
+        for call in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
+                named = {keyword.arg for keyword in call.keywords}
+                wanted = call.func.attr in {"read_text", "write_text"} or "text" in named
+                assert not wanted or "encoding" in named, f"{path}:{call.lineno}"
 
 
 def test_a_package_that_is_not_what_was_promised(tmp_path: Path) -> None:

@@ -47,10 +47,10 @@ def check_kernel(loaded: LoadedRecipe, made: Ingredients, store: Store, reporter
     request = kernel_request(loaded, made)
     verdicts = verify(
         wanted_options(request),
-        parse_config((path / CONFIG).read_text(), path / CONFIG),
+        parse_config((path / CONFIG).read_text(encoding="utf-8"), path / CONFIG),
         version=request.version,
         arch=request.arch,
         waivers=parse_waivers(request.waivers, Path("waivers.toml")),
         modules=request.provider == "debian",
     )
-    return Checked(tuple(verdicts), (path / RELEASE).read_text().strip())
+    return Checked(tuple(verdicts), (path / RELEASE).read_text(encoding="utf-8").strip())

@@ -34,7 +34,7 @@ def build(work: Work) -> None:
     work.progress(None, "unpacking the source")
     tree, epoch = unpack(work.inputs["source"].path, work.scratch, work.log)
     resolved = work.inputs["config"]
-    config = (resolved / CONFIG).read_text()
+    config = (resolved / CONFIG).read_text(encoding="utf-8")
     compile_kernel(tree, arch, config, epoch=epoch, log=work.log, progress=work.progress)
     keep(tree, arch, work.output, work.log)
     for name in (CONFIG, RELEASE, PROMISED):
@@ -57,10 +57,10 @@ def compile_kernel(
 
     Raises ToolError, or BuildError when Kconfig would change the config now.
     """
-    (tree / ".config").write_text(config)
+    (tree / ".config").write_text(config, encoding="utf-8")
     progress(None, "preparing")
     toolchain.make(tree, arch, ["olddefconfig", "prepare"], log, epoch=epoch)
-    if (tree / ".config").read_text() != config:
+    if (tree / ".config").read_text(encoding="utf-8") != config:
         raise BuildError(
             "the kernel's config changes with this compiler",
             hint="Build again: it was resolved with another.",

@@ -54,7 +54,7 @@ def build(work: Work) -> None:
     release = kernels[0].name.partition("-")[2]
     if not release.startswith(f"{format_version(request.version)}."):
         raise BuildError(f"the package holds the kernel {release}, not {format_version(request.version)}")
-    config = (tree / "boot" / f"config-{release}").read_text()
+    config = (tree / "boot" / f"config-{release}").read_text(encoding="utf-8")
     verdicts = check(request, config, release)
     (work.output / "kernel").write_bytes(bootable(kernels[0].read_bytes()))
     write_proof(work.output, config, release, verdicts)
@@ -117,7 +117,7 @@ def _modules(work: Work, tree: Path, release: str, verdicts: Sequence[Verdict]) 
         source = directory / index.files[name]
         with _open(source) as packed:
             (modules / f"{name}.ko").write_bytes(without_signature(packed.read()))
-    (modules / "order").write_text("".join(f"{name}\n" for name in order))
+    (modules / "order").write_text("".join(f"{name}\n" for name in order), encoding="utf-8")
 
 
 def _open(path: Path) -> lzma.LZMAFile:

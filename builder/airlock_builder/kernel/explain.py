@@ -54,7 +54,7 @@ def _reasons(tree: Path, arch: str, wanted: Mapping[str, str], log: Callable[[st
     )
     done = subprocess.run(
         [sys.executable, "-I", _SCRIPT],
-        input=json.dumps(dict(wanted)), cwd=tree, env=env, capture_output=True, text=True, check=False,
+        input=json.dumps(dict(wanted)), cwd=tree, env=env, capture_output=True, encoding="utf-8", check=False,
     )  # fmt: skip
     if done.returncode:
         # A kernel whose Kconfig kconfiglib cannot read: the options are lost all the same.

@@ -125,7 +125,9 @@ def parse_table(text: str, path: Path) -> Mapping[str, tuple[str, ...]]:
 
 
 def _lines(path: Path) -> list[str]:
-    return [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
+    return [
+        line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")
+    ]
 
 
 def _name_of(path: str) -> str:

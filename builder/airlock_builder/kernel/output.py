@@ -19,9 +19,11 @@ PROMISED = "promised.json"
 
 def write_proof(output: Path, config: str, release: str, verdicts: Sequence[Verdict]) -> None:
     """The final config, the release as uname gives it, and the options that were proven, with their values."""
-    (output / CONFIG).write_text(config)
-    (output / RELEASE).write_text(f"{release}\n")
-    (output / PROMISED).write_text(json.dumps(promised(verdicts), indent=1, sort_keys=True) + "\n")
+    (output / CONFIG).write_text(config, encoding="utf-8")
+    (output / RELEASE).write_text(f"{release}\n", encoding="utf-8")
+    (output / PROMISED).write_text(
+        json.dumps(promised(verdicts), indent=1, sort_keys=True) + "\n", encoding="utf-8"
+    )
 
 
 def read_promised(kernel: Path) -> Mapping[str, str]:

@@ -50,9 +50,9 @@ def resolve(tree: Path, request: KernelRequest, log: Callable[[str], None]) -> t
     check_against(request.options, tree)
     wanted = wanted_options(request)
     asked = tree / ".airlock.config"
-    asked.write_text(format_config({option: each.value for option, each in wanted.items()}))
+    asked.write_text(format_config({option: each.value for option, each in wanted.items()}), encoding="utf-8")
     toolchain.make(tree, request.arch, ["allnoconfig"], log, KCONFIG_ALLCONFIG=asked.name)
-    config = (tree / ".config").read_text()
+    config = (tree / ".config").read_text(encoding="utf-8")
     declared = declared_options(tree)
     verdicts = [
         verdict if verdict.wanted.option in declared else verdict.missing()
@@ -76,7 +76,7 @@ def resolve(tree: Path, request: KernelRequest, log: Callable[[str], None]) -> t
 def release_of(tree: Path, arch: str, log: Callable[[str], None]) -> str:
     """What uname will say of a kernel configured in `tree`."""
     toolchain.make(tree, arch, ["include/config/kernel.release"], log)
-    return (tree / "include/config/kernel.release").read_text().strip()
+    return (tree / "include/config/kernel.release").read_text(encoding="utf-8").strip()
 
 
 def _explained(

@@ -57,7 +57,7 @@ def unpack(
 
 def version_of(tree: Path) -> Version:
     """The version that the tree's Makefile tells. Raises BuildError."""
-    text = (tree / "Makefile").read_text()
+    text = (tree / "Makefile").read_text(encoding="utf-8")
     found = dict(re.findall(r"^(VERSION|PATCHLEVEL) = ([0-9]+)$", text, re.MULTILINE))
     try:
         return parse_version(f"{found['VERSION']}.{found['PATCHLEVEL']}")
@@ -70,5 +70,5 @@ def declared_options(tree: Path) -> frozenset[str]:
     names: set[str] = set()
     for path in tree.rglob("Kconfig*"):
         if path.is_file():
-            names.update(_DECLARED.findall(path.read_text(errors="replace")))
+            names.update(_DECLARED.findall(path.read_text(errors="replace", encoding="utf-8")))
     return frozenset(names)

@@ -52,7 +52,7 @@ def compiler_of(arch: str) -> str:
                 env=tools.environment(),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
-                text=True,
+                encoding="utf-8",
                 check=True,
             )
         except (OSError, subprocess.CalledProcessError):
@@ -113,7 +113,7 @@ def _compiles(text: str) -> bool:
     try:
         done = subprocess.run(
             ["gcc", "-fsyntax-only", "-x", "c", "-"],
-            input=text, env=tools.environment(), capture_output=True, text=True, check=False,
+            input=text, env=tools.environment(), capture_output=True, encoding="utf-8", check=False,
         )  # fmt: skip
     except OSError as error:
         raise BuildError(f"gcc cannot be run: {error}") from error

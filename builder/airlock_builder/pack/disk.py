@@ -43,7 +43,7 @@ class Needs:
 def build(work: Work) -> None:
     """Make the image. Raises BuildError when the tree does not fit into the size that the recipe gives."""
     tar = work.inputs["rootfs"] / TAR
-    epoch = (work.inputs["rootfs"] / EPOCH).read_text().strip()
+    epoch = (work.inputs["rootfs"] / EPOCH).read_text(encoding="utf-8").strip()
     work.progress(None, "measuring the tree")
     with tarfile.open(tar, "r:") as archive:
         needs = measure(archive)

@@ -54,7 +54,7 @@ def main(stdlib: Path, airlockd: Path, output: Path, listing: Path) -> None:
             doraise=True,
             invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
         )
-    listing.write_text(json.dumps(extensions))
+    listing.write_text(json.dumps(extensions), encoding="utf-8")
 
 
 def own_modules(airlockd: Path) -> list[str]:

@@ -29,7 +29,7 @@ def build(work: Work) -> None:
         summary=parameters["summary"],
         arch=parameters["arch"],
         kernel=work.output / "kernel",
-        kernel_release=(work.inputs["kernel"] / "release").read_text().strip(),
+        kernel_release=(work.inputs["kernel"] / "release").read_text(encoding="utf-8").strip(),
         kernel_options=read_promised(work.inputs["kernel"].path),
         initrd=work.output / "initrd",
         rootfs=work.output / disk.IMAGE,

@@ -41,9 +41,9 @@ class Apt:
         ):
             (root / directory).mkdir(parents=True)
         (root / "var/lib/dpkg/status").touch()
-        (root / "etc/apt/sources.list").write_text("".join(f"{line}\n" for line in sources))
+        (root / "etc/apt/sources.list").write_text("".join(f"{line}\n" for line in sources), encoding="utf-8")
         config = root / "apt.conf"
-        config.write_text("".join(_configuration(root, arch)))
+        config.write_text("".join(_configuration(root, arch)), encoding="utf-8")
         self._root = root
         self._env = tools.environment(APT_CONFIG=str(config))
 

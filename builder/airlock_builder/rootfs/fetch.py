@@ -112,14 +112,15 @@ def write_repository(
     directory = output / "dists" / suite
     listed = directory / "main" / f"binary-{arch}" / "Packages"
     listed.parent.mkdir(parents=True)
-    listed.write_text("\n".join(index))
+    listed.write_text("\n".join(index), encoding="utf-8")
     relative = listed.relative_to(directory)
     (directory / "Release").write_text(
         f"Origin: Debian\nLabel: Debian\nSuite: {suite}\nCodename: {suite}\nArchitectures: {arch}\nComponents: main\n"
-        f"SHA256:\n {sha256_of(listed)} {listed.stat().st_size} {relative}\n"
+        f"SHA256:\n {sha256_of(listed)} {listed.stat().st_size} {relative}\n",
+        encoding="utf-8",
     )
     document = {"schema": 1, "suite": suite, "arch": arch, "epoch": epoch, "packages": packages}
-    (output / PACKAGES).write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+    (output / PACKAGES).write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _date_of(deb: Path) -> int:

@@ -58,7 +58,7 @@ def _range_of(name: str, ranges: list[tuple[str, int, int]]) -> int:
 def _ranges(path: Path) -> list[tuple[str, int, int]]:
     """(owner, first id, count) for each line that is one; none where the file cannot be read."""
     try:
-        lines = path.read_text(errors="replace").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
     fields = [line.split(":") for line in lines]

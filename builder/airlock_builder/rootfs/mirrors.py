@@ -90,7 +90,7 @@ def read_sources(etc: Path) -> Iterator[Source]:
     """Every binary source of apt's configuration in `etc`, in both of apt's formats."""
     for path in (etc / "sources.list", *sorted((etc / "sources.list.d").glob("*"))):
         try:
-            text = path.read_text(errors="replace")
+            text = path.read_text(errors="replace", encoding="utf-8")
         except OSError:
             continue
         if path.suffix == ".list":

@@ -132,7 +132,7 @@ def build(work: Work) -> None:
     work.progress(None, "installing packages")
     with _Server(repository) as port, room_for(work) as room:
         hook = room / "hook"
-        hook.write_text(hook_script(run))
+        hook.write_text(hook_script(run), encoding="utf-8")
         hook.chmod(0o755)
         argv = [
             *(_alone() if mode == "root" else ()),
@@ -166,7 +166,7 @@ def build(work: Work) -> None:
                 hint="Lines run in the new root, as root, without network.",
                 at=work.step.payload["run_places"][story.failed],
             ) from error
-    (work.output / EPOCH).write_text(f"{epoch}\n")
+    (work.output / EPOCH).write_text(f"{epoch}\n", encoding="utf-8")
 
 
 def arguments(
