@@ -5,13 +5,14 @@ A step that the store has is not looked behind: its inputs may be gone.
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from airlock_builder.step import Reporter, Step, Work
-from airlock_store.errors import BuildError
+from airlock_store.errors import BuildError, StoreError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,6 +75,8 @@ class Realiser:
         if done := self._done.get(step.key):
             return done
         found = self._store.find(step.key, step.name)
+        if not found:
+            _check_root(self._store.root)
         inputs = {} if found else {role: self.realise(needed) for role, needed in step.inputs.items()}
         self._reporter.step_started(step)
         start = time.monotonic()
@@ -117,3 +120,17 @@ def _carry_out(
         import_module(MODULES[step.kind]).build(work)
     except BuildError as error:
         raise BuildError(f"{step.name}: {error.message}", hint=error.hint, at=error.at) from error
+
+
+def _check_root(root: Path) -> None:
+    """Raise StoreError for a path with what tools take for something else: the toolbox's loader splits at some of
+    these and expands others, apt's configuration ends a text at one."""
+    path = os.fspath(root.absolute())
+    found = next(
+        (character for character in path if character in ':;"$\\' or not character.isprintable()), None
+    )
+    if found is not None:
+        raise StoreError(
+            f"nothing can be built into a store whose path has {found!r} in it: {path!r}",
+            hint="Set AIRLOCK_STORE to another directory.",
+        )

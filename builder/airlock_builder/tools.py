@@ -99,7 +99,8 @@ def environment(**extra: str) -> dict[str, str]:
         "PATH": SEARCH_PATH,
         "HOME": "/nonexistent",
         "LC_ALL": "C.UTF-8",
-        "TMPDIR": os.environ.get("TMPDIR", "/var/tmp"),
+        # Tools run in directories of their own, so a relative one would be another for each.
+        "TMPDIR": os.path.abspath(os.environ.get("TMPDIR") or "/var/tmp"),
         **kept,
         **extra,
     }

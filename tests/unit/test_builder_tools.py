@@ -68,6 +68,20 @@ def test_the_environment_is_clean(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tools.capture(["/usr/bin/env"], env={"A": "1"}) == "A=1\n"
 
 
+@pytest.mark.parametrize(
+    ("given", "used"), [(None, "/var/tmp"), ("", "/var/tmp"), ("here", "{}/here"), ("/a", "/a")]
+)
+def test_where_trees_are_built(
+    given: str | None, used: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if given is None:
+        monkeypatch.delenv("TMPDIR", raising=False)
+    else:
+        monkeypatch.setenv("TMPDIR", given)
+    assert tools.environment()["TMPDIR"] == used.format(tmp_path)
+
+
 def test_a_missing_program_names_its_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tools, "SEARCH_PATH", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))

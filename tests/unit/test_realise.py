@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from types import ModuleType
-from typing import TYPE_CHECKING
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from airlock_builder import realise
+from airlock_builder.build import build
 from airlock_builder.realise import Realiser, Silent
 from airlock_builder.step import Step, Work
 from airlock_store import contents
-from airlock_store.errors import BuildError
+from airlock_store.errors import BuildError, StoreError
 from airlock_store.store import Store
 
 if TYPE_CHECKING:
@@ -76,3 +78,15 @@ def test_a_step_that_fails_is_named_and_what_was_done_is_kept(built: list[str], 
     assert (caught.value.message, caught.value.hint) == ("broken: no such thing", "look for it")
     assert store.find(failing.key, "broken") is None
     assert store.find(LEFT.key, "left") is not None
+
+
+@pytest.mark.parametrize("name", ["a:b", "a;b", 'a"b', "$LIB", "a\\b", "a\nb", os.fsdecode(b"\xff")])
+def test_nothing_is_built_into_a_store_whose_path_tools_take_for_something_else(
+    name: str, built: list[str], tmp_path: Path
+) -> None:
+    plan: Any = SimpleNamespace(image=TOP, image_key=TOP.key, image_name=TOP.name, steps=(TOP,))
+    with pytest.raises(StoreError, match="nothing can be built into a store") as caught:
+        build(plan, Store(tmp_path / name))
+    assert caught.value.message.isprintable()
+    assert built == []
+    assert build(plan, Store(tmp_path / "a b\u00fc'%")).image.name == "top"
