@@ -98,5 +98,5 @@ def _hint(hint: str | None, indent: str = "  ") -> str:
 
 
 def _paint(text: str, style: str) -> str:
-    plain = not sys.stderr.isatty() or "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
+    plain = not sys.stderr.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     return text if plain else f"\x1b[{style}m{text}\x1b[0m"

@@ -105,7 +105,7 @@ def deny(pattern: str) -> None:
     _ask({"deny": pattern})
 
 
-@net.command("learn", examples=["airlock net learn >> airlock.toml", "airlock net learn --denied"])
+@net.command("learn", examples=["airlock net learn", "airlock net learn --denied"])
 @click.option("--denied", is_flag=True, help="Also what the policy refused.")
 def learn(denied: bool) -> None:
     """Print rules for airlock.toml that allow what the sandbox has reached, and no more.

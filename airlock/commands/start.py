@@ -55,7 +55,7 @@ image = "base"
 )  # fmt: skip
 @click.option("-d", "--detach", is_flag=True, help="Leave the sandbox running, for exec, until airlock stop.")
 @click.option("--cold", is_flag=True, help="Boot the kernel, do not restore or save machine state.")
-@click.option("-v", "--verbose", count=True, help="Say more about the start; may be repeated.")
+@click.option("-v", "--verbose", count=True, help="Say more about the start.")
 @click.argument("argv", metavar="[--] [CMD]...", nargs=-1, shell_complete=paths)
 def start(
     *,
