@@ -41,7 +41,10 @@ def with_console(what: str, machine: Machine | None, project: Project) -> Machin
 
 def refused(message: str) -> MachineError:
     """airlockd could not set the sandbox up; `message` is its word."""
-    about_disk = any(word in message for word in ("disk.img", "airlock-disk", "e2fsck"))
-    advice = "keep a copy of .airlock/sandbox/disk.img if it matters, then start afresh with `airlock rm`"
+    hint = None
+    if "No space left on device" in message:
+        hint = "if the sandbox's disk is full, a larger [disk] size makes room"
+    elif any(word in message for word in ("disk.img", "airlock-disk", "e2fsck")):
+        hint = "keep a copy of .airlock/sandbox/disk.img if it matters, then start afresh with `airlock rm`"
     text = f"the sandbox could not be set up: {one_line(message, 500)}"
-    return MachineError(text, hint=advice if about_disk else None)
+    return MachineError(text, hint=hint)

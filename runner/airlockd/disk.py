@@ -9,9 +9,12 @@ import errno
 import fcntl
 import os
 import struct
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from airlockd import boot, linux
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 DISK = "/disk"
 LABEL = "airlock-disk"
@@ -19,6 +22,9 @@ _SUPERBLOCK, _SUPERBLOCK_SIZE = 1024, 1024
 _MAGIC = 0xEF53
 _HAS_ERRORS = 2
 _EXT4_IOC_RESIZE_FS = 0x40086610
+
+
+_RESERVE, _RESERVE_SIZE = f"{DISK}/reserve", 128 << 10
 
 
 class DiskError(Exception):
@@ -117,6 +123,29 @@ def directory(path: str, mode: int = 0o777) -> bool:
             raise DiskError(
                 f"disk.img holds something that airlock did not write: {name} is no directory"
             ) from None
+
+
+def make_room_for(work: Callable[[], None]) -> None:
+    """Do `work`, on a full disk with what is kept for that; and keep it, unless the disk is still full. Raises OSError.
+
+    So the sandbox of a full disk can be started, to delete something.
+    """
+    try:
+        work()
+    except OSError as error:
+        if error.errno != errno.ENOSPC or not os.path.lexists(_RESERVE):
+            raise
+        os.unlink(_RESERVE)
+        work()
+        return
+    if not os.path.lexists(_RESERVE):
+        fd = os.open(_RESERVE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, _RESERVE_SIZE)
+        except OSError:
+            os.unlink(_RESERVE)
+        finally:
+            os.close(fd)
 
 
 def discard(directory: str, trash: str) -> None:

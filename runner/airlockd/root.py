@@ -73,10 +73,7 @@ class Root:
         """
         device = disk.mount(device, size, new)
         self._mounts.append(disk.DISK)
-        reset_overlay(root_key)
-        disk.directory(USERDATA)
-        options = f"lowerdir={boot.IMAGE},upperdir={OVERLAY}/upper,workdir={OVERLAY}/work"
-        linux.mount("overlay", SANDBOX, "overlay", 0, options)
+        disk.make_room_for(lambda: _mount_overlay(root_key))
         self._mounts.append(SANDBOX)
         self._directory = os.open(SANDBOX, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         for name in ("proc", "sys", "dev"):
@@ -312,6 +309,18 @@ class Root:
             os.close(current)
             current = following
         return current
+
+
+def _mount_overlay(root_key: str) -> None:
+    """Mount image and disk at SANDBOX. Raises OSError, with ENOSPC where the disk is full."""
+    reset_overlay(root_key)
+    disk.directory(USERDATA)
+    options = f"lowerdir={boot.IMAGE},upperdir={OVERLAY}/upper,workdir={OVERLAY}/work"
+    linux.mount("overlay", SANDBOX, "overlay", 0, options)
+    if not os.access(SANDBOX, os.W_OK):
+        # It is read-only without a word where there is no room for a directory of overlayfs's own.
+        linux.unmount(SANDBOX)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), SANDBOX)
 
 
 def reset_overlay(root_key: str) -> None:

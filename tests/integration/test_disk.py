@@ -220,3 +220,36 @@ def test_no_link_on_the_disk_leads_airlockd_elsewhere(
     assert complaint.encode() in done.stderr
     assert b" is no directory\n" in done.stderr
     assert b"airlock rm" in done.stderr
+
+
+def fill(airlock: Airlock, store: Store, project: Path, more: int) -> None:
+    """Leave no room on a small disk, nor overlayfs's own directory, and use so many bytes that the kernel keeps."""
+    write_config(project, '[disk]\nsize = "64 MB"')
+    sh(airlock, project, "for n in 1 2 3; do dd if=/dev/zero of=/fill$n bs=1k || sync; done 2>/dev/null")
+    (project / "filler").write_bytes(b"x" * more)
+    script = project / "commands"
+    script.write_text(f"rmdir overlay/work/work\nwrite {project}/filler userdata/filler\n")
+    toolbox_of(store).run("usr/sbin/debugfs", "-w", "-f", script, project / DISK, log=print)
+
+
+def test_on_a_full_disk_one_can_delete(airlock: Airlock, store: Store, project: Path) -> None:
+    """overlayfs makes a directory of its own when it is mounted; without one it is read-only."""
+    fill(airlock, store, project, 16 << 10)
+    sh(airlock, project, "rm /fill1; echo x > /root/x")
+    sh(airlock, project, "rm /root/x")
+
+
+def test_a_start_that_a_full_disk_prevents_says_what_helps(
+    airlock: Airlock, store: Store, project: Path
+) -> None:
+    fill(airlock, store, project, 1 << 20)
+    done = airlock("start", "--", "true", cwd=project)
+    assert done.returncode == 1
+    assert b"No space left on device" in done.stderr
+    assert b"a larger [disk] size makes room" in done.stderr
+    write_config(project, '[disk]\nsize = "128 MB"')
+    sh(airlock, project, "rm /fill1")
+    # There is a reserve again, which counts as used.
+    lines: list[str] = []
+    toolbox_of(store).run("usr/sbin/debugfs", "-R", "stat reserve", project / DISK, log=lines.append)
+    assert "Size: 131072" in "\n".join(lines)

@@ -36,4 +36,6 @@ def test_what_airlockd_refuses_is_one_line_and_advice_is_about_the_disk() -> Non
     error = endings.refused("disk.img is\n\x1b[31mcut short")
     assert str(error) == "the sandbox could not be set up: disk.img is \\x1b[31mcut short"
     assert "airlock rm" in (error.hint or "")
+    error = endings.refused("cache at /x: No space left on device")
+    assert "[disk] size" in (error.hint or "")
     assert endings.refused("mount: no").hint is None
