@@ -8,6 +8,7 @@ kernel package ─► kernel ─► initrd ─┘          (or: kernel source �
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,8 @@ from airlock_builder.kernel.dotconfig import canonical
 from airlock_builder.kernel.versions import OF_SUITE, format_version
 from airlock_builder.kernel.wanted import KernelRequest, Override
 from airlock_builder.step import Step
-from airlock_store.errors import ConfigError
+from airlock_store.errors import ConfigError, Location
+from airlock_store.image import MAX_MANIFEST
 from airlock_store.services import brought
 
 if TYPE_CHECKING:
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from airlock_builder.features import Feature, KernelConfigs
     from airlock_builder.kernel.versions import Version
     from airlock_builder.recipe import LoadedRecipe
-    from airlock_store.errors import Location
 
 TOOLBOX_SUITE = "trixie"
 """Tools, initrd and kernel come from here whatever the recipe's suite: all images share them."""
@@ -48,6 +49,10 @@ VERSIONS = {
     "image": 3,
 }
 """The version of each step's code. Raise it when the same inputs come to mean other bytes."""
+
+_MAX_DESCRIBED = (
+    MAX_MANIFEST * 3 // 4
+)  # the rest is for the kernel's options, of which there are some hundreds
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +95,7 @@ class Plan:
 
 
 def make_plan(loaded: LoadedRecipe, ingredients: Ingredients) -> Plan:
-    """The plan for a recipe. Raises ConfigError when a file of the recipe cannot be read."""
+    """The plan for a recipe. Raises ConfigError when a file of it cannot be read, or its image could not be loaded."""
     toolbox = _toolbox(ingredients.arch)
     kernel = kernel_steps(loaded, ingredients)[-1]
     initrd = Step(
@@ -116,6 +121,14 @@ def make_plan(loaded: LoadedRecipe, ingredients: Ingredients) -> Plan:
         "env": dict(recipe.env),
         "brings": brought(loaded.document),
     }
+    size = len(json.dumps(parameters, indent=1, ensure_ascii=False).encode())
+    if size > _MAX_DESCRIBED:
+        raise ConfigError(
+            f"the machine, environment and daemons of this recipe take {size} bytes of the image's manifest, "
+            f"which has {_MAX_DESCRIBED} for them",
+            hint="Put long texts into files: [rootfs.files].",
+            at=Location(loaded.sources[-1]),
+        )
     inputs = {"kernel": kernel, "initrd": initrd, "disk": disk}
     return Plan(loaded, Step("image", loaded.name, VERSIONS["image"], parameters, inputs))
 

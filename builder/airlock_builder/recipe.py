@@ -18,7 +18,7 @@ from airlock_builder.lookup import find_recipes, resolve
 from airlock_store.errors import ConfigError, Location
 from airlock_store.schema import Elements, decode
 from airlock_store.services import Bind, Daemon, lay
-from airlock_store.settings import check_name
+from airlock_store.settings import check_env, check_name, parse_argv
 from airlock_store.sizes import MIB, parse_size
 
 if TYPE_CHECKING:
@@ -71,6 +71,11 @@ def _parse_extends(value: object) -> tuple[str, ...]:
 
 def _parse_size_or_auto(value: object) -> int | None:
     return None if value == "auto" else parse_size(value)
+
+
+def _parse_command(value: object) -> tuple[str, ...]:
+    # None at all takes back that of a recipe that is extended.
+    return () if value == [] else parse_argv(value)
 
 
 def _parse_memory(value: object) -> int:
@@ -158,13 +163,11 @@ class VmSection:
     memory: int | None = field(default=None, metadata={"parse": _parse_memory})
     cpus: int | None = None
     harden: bool | None = None
-    command: tuple[str, ...] = ()
+    command: tuple[str, ...] = field(default=(), metadata={"parse": _parse_command})
 
     def __post_init__(self) -> None:
         if self.cpus is not None and not 1 <= self.cpus <= 255:
             raise ValueError("cpus is from 1 to 255")
-        if any("\0" in word for word in self.command):
-            raise ValueError("command: no argument can hold a NUL")
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +188,7 @@ class Recipe:
     kernel: KernelSection = KernelSection()
     image: ImageSection = ImageSection()
     vm: VmSection = VmSection()
-    env: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    env: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), metadata={"each": check_env})
     disk: DiskSection = DiskSection()
     daemons: Mapping[str, Daemon] = field(
         default_factory=lambda: MappingProxyType({}), metadata={"names": check_name}
@@ -231,9 +234,11 @@ class LoadedRecipe:
         for target, spec in sorted(self.recipe.rootfs.files.items()):
             at = self.document.at(("rootfs", "files", target))
             whole = FileSpec(content=spec) if isinstance(spec, str) else spec
+            # Another recipe may have the last word on the mode.
+            beside = self.document.at(("rootfs", "files", target, "source")).path.parent
             try:
                 content = (
-                    _read_source(at.path.parent, whole.source)
+                    _read_source(beside, whole.source)
                     if whole.source is not None
                     else (whole.content or "").encode()
                 )
@@ -306,11 +311,6 @@ def _check_recipe(recipe: Recipe, document: Document) -> None:
         ConfigError("an empty line to run", at=document.at(("rootfs", "run", index)))
         for index, line in enumerate(recipe.rootfs.run)
         if not line.strip() or "\0" in line
-    ]
-    problems += [
-        ConfigError(f"{name!r} cannot be the name of a variable", at=document.at(("env", name)))
-        for name, value in recipe.env.items()
-        if not name or "=" in name or "\0" in name + value
     ]
     if problems:
         raise ConfigError.of(problems)

@@ -24,7 +24,8 @@ SCHEMA = 1
 ARCHITECTURES = ("x86_64", "aarch64")
 FORMATS = ("ext4",)
 
-_MAX_MANIFEST = 1 << 20
+MAX_MANIFEST = 1 << 20
+"""Bytes that a manifest may have: it is read into memory at every start."""
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9+_.-]{0,99}")
 
 
@@ -69,7 +70,7 @@ def load_image(path: Path) -> Image:
     """The image in the directory `path`. Raises StoreError when it is none, damaged, or made by a newer airlock."""
     try:
         with (path / MANIFEST).open("rb") as file:
-            raw = file.read(_MAX_MANIFEST)
+            raw = file.read(MAX_MANIFEST)
         manifest = _Fields(json.loads(raw), path)
     except (OSError, ValueError, RecursionError) as error:
         raise StoreError(f"{path} is not an image: {error}", hint=_HINT) from error

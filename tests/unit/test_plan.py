@@ -38,10 +38,14 @@ cpus = 1
 
 
 def plan_of(
-    tmp_path: Path, body: str = BODY, ingredients: Ingredients = INGREDIENTS, name: str = "test"
+    tmp_path: Path,
+    body: str = BODY,
+    ingredients: Ingredients = INGREDIENTS,
+    name: str = "test",
+    extends: str = "",
 ) -> Plan:
     (tmp_path / "b").write_text("b")
-    (tmp_path / "test.toml").write_text(f'[recipe]\nname = "{name}"\n{body}')
+    (tmp_path / "test.toml").write_text(f'[recipe]\nname = "{name}"\n{extends}{body}')
     return make_plan(load_recipe("./test.toml", tmp_path), ingredients)
 
 
@@ -111,6 +115,17 @@ def test_an_image_has_the_machine_that_the_recipe_describes(tmp_path: Path) -> N
     image = plan_of(tmp_path, body).image
     assert image.parameters["vm"] == {"memory": 1 << 30, "cpus": 3, "harden": False, "command": ["a", "b"]}
     assert image.parameters["env"] == {"A": "1"}
+
+
+def test_an_image_that_could_not_be_loaded_is_not_planned(tmp_path: Path) -> None:
+    """Its manifest would be too large; each value of it is not."""
+    body = "[env]\n" + "".join(f"A{number} = '{'a' * 100_000}'\n" for number in range(7))
+    assert plan_of(tmp_path, body)
+    (tmp_path / "more.toml").write_text(f"[recipe]\nname = 'more'\n{body.replace('A', 'B')}")
+    with pytest.raises(ConfigError, match="of the image's manifest") as caught:
+        plan_of(tmp_path, body, extends='extends = "./more.toml"\n')
+    assert caught.value.at
+    assert caught.value.at.path == tmp_path / "test.toml"
 
 
 def test_seconds_may_have_a_fraction(tmp_path: Path) -> None:

@@ -105,6 +105,12 @@ def test_a_diamond_merges_its_root_once(recipes: Recipes) -> None:
     assert load_recipe("top", Path("/")).recipe.rootfs.run == ("root", "left", "right", "top")
 
 
+def test_a_recipe_takes_back_the_command_of_another(recipes: Recipes) -> None:
+    recipes.write("one", "[vm]\ncommand = ['a']\n")
+    recipes.write("two", "[vm]\ncommand = []\n", extends='"one"')
+    assert load_recipe("two", Path("/")).recipe.vm.command == ()
+
+
 def test_a_circle_is_shown(recipes: Recipes) -> None:
     recipes.write("one", extends='"two"')
     recipes.write("two", extends='"three"')
@@ -131,6 +137,8 @@ def test_paths_start_from_the_recipe_that_has_them(recipes: Recipes) -> None:
     (recipes.directory / "sub/a.txt").write_text("beside the parent")
     recipes.write("child", extends='"./sub/parent.toml"')
     assert load_recipe("child", Path("/")).files()[0].content == b"beside the parent"
+    recipes.write("child", "[rootfs.files]\n'/etc/a' = { mode = '0600' }\n", "'./sub/parent.toml'")
+    assert load_recipe("child", Path("/")).files() == (RootfsFile("/etc/a", b"beside the parent", 0o600),)
     assert load_recipe("recipes/child.toml", recipes.directory.parent).name == "child"
 
 
@@ -156,8 +164,12 @@ def test_paths_start_from_the_recipe_that_has_them(recipes: Recipes) -> None:
         ("[rootfs.files]\n'/a' = {content='', source='b'}", "either content or source", 4, 1),
         ("[rootfs.files]\n'/a' = {content='', mode='rwx'}", "not a mode", 4, 21),
         ("[kernel]\nprovider = 'arch'", "expected one of 'debian'", 4, 1),
-        ("[env]\n'A=B' = ''", "cannot be the name of a variable", 4, 1),
-        ("[env]\n'' = ''", "cannot be the name of a variable", 4, 1),
+        ("[env]\n'A=B' = ''", "'A=B' cannot be the name of an environment variable", 4, 1),
+        ("[env]\n'' = ''", "'' cannot be the name of an environment variable", 4, 1),
+        ('[env]\nA = "a\\u0000"', "the value of 'A' has a NUL character", 4, 1),
+        (f"[env]\nA = '{'a' * (128 << 10)}'", "the value of 'A' is too long", 4, 1),
+        ("[vm]\ncommand = ['']", "expected an array with a program", 4, 1),
+        ('[vm]\ncommand = ["a", "\\u0000"]', "without NUL characters", 4, 1),
     ],
 )
 def test_errors_say_where(recipes: Recipes, body: str, message: str, line: int, column: int) -> None:
