@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from airlock_builder.kernel.dotconfig import canonical
 from airlock_builder.kernel.versions import OF_SUITE, format_version
 from airlock_builder.kernel.wanted import KernelRequest, Override
+from airlock_builder.rootfs.leftovers import spared
 from airlock_builder.step import Step
 from airlock_store.errors import ConfigError, Location
 from airlock_store.image import MAX_MANIFEST
@@ -209,6 +210,7 @@ def _disk(loaded: LoadedRecipe, ingredients: Ingredients, toolbox: Step) -> Step
     wanted = ("?essential", "apt", *sorted(rootfs.packages))
     places = loaded.package_places()
     packages = _fetch(f"packages-{suite}", suite, ingredients.arch, "install", wanted, places=places)
+    kept = spared(file.target for file in files)
     tree = Step(
         "rootfs",
         f"rootfs-{loaded.name}",
@@ -224,6 +226,7 @@ def _disk(loaded: LoadedRecipe, ingredients: Ingredients, toolbox: Step) -> Step
                 for file in files
             },
             "run": list(rootfs.run),
+            **({"spared": kept} if kept else {}),
         },
         {"packages": packages},
         {"files": files, "run_places": loaded.run_places()},

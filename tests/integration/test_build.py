@@ -56,6 +56,7 @@ run = [
 
 [rootfs.files]
 "/etc/motd" = "hello\\n"
+"/var/log/kept.log" = "kept\\n"
 "/usr/local/bin/greet" = { source = "greet", mode = "0755" }
 # What ran before the lines as root, without limits; files are there before that.
 "/usr/bin/setpriv" = { source = "greedy", mode = "0755" }
@@ -266,6 +267,8 @@ def test_what_a_recipe_says_is_in_the_image(tiny: tuple[Store, Path]) -> None:
     toolbox.run("usr/sbin/e2fsck", "-f", "-n", image, log=lambda _: None)
     read = debugfs(toolbox, image)
     assert read("cat /etc/motd") == "hello\n"
+    assert read("cat /var/log/kept.log") == "kept\n"
+    assert read("ls -p /var/log").count(".log/") == 1
     assert "Mode:  0755" in read("stat /usr/local/bin/greet")
     stat = read("stat /srv/a/b")
     assert "Mode:  04750" in stat

@@ -23,7 +23,7 @@ from airlock_builder.kernel.modules import ModuleIndex, parse_table, read_index
 from airlock_builder.pack import cpio, disk
 from airlock_builder.pack.airlockd import airlockd_sources, digest_sources
 from airlock_builder.pack.guest_python import own_modules
-from airlock_builder.rootfs import fetch, mmdebstrap
+from airlock_builder.rootfs import fetch, leftovers, mmdebstrap
 from airlock_builder.rootfs.apt import parse_stanza
 from airlock_builder.rootfs.fetch import read_packages, write_repository
 from airlock_builder.rootfs.room import room_for
@@ -242,7 +242,7 @@ def test_an_apt_that_leaves_early_is_no_error(
 )
 def test_lines_reach_the_shell_as_they_are(lines: list[str], says: list[str], fails: bool) -> None:
     """The script that the hook hands to the shell of the new root, run by a shell without one."""
-    script = mmdebstrap.script(lines, leftovers=())
+    script = mmdebstrap.script(lines, cleanup=())
     result = subprocess.run(["/bin/sh", "-uc", script], capture_output=True, text=True, check=False, cwd="/")
     output = result.stdout.splitlines()
     assert [line for line in output if not line.startswith("airlock-run: ")] == says
@@ -267,11 +267,36 @@ def test_the_line_that_failed_is_told_however_output_ends(
 ) -> None:
     work: Any = SimpleNamespace(log=lambda _line: None)
     story = mmdebstrap._Story(work, len(lines))
-    script = mmdebstrap.script(lines, leftovers=())
+    script = mmdebstrap.script(lines, cleanup=())
     result = subprocess.run(["/bin/sh", "-uc", script], capture_output=True, text=True, check=False)
     for line in result.stdout.splitlines():
         story.line(line)
     assert (story.failed, list(story.said)) == (failed, said)
+
+
+def test_leftovers_go_but_not_what_the_recipe_put_there(tmp_path: Path) -> None:
+    files = (
+        "/etc/apt/sources.list",
+        "/var/log/my own.log",
+        "/var/tmp/a/b",
+        "/var/lib/mine",
+        "/var/log/apt.log/a",
+    )
+    others = (
+        "etc/apt/sources.list.d/0000x",
+        "var/log/dpkg.log",
+        "var/tmp/junk",
+        "var/tmp/.kept",
+        "etc/.pwd.lock",
+    )
+    kept = leftovers.spared(files)
+    assert kept == ["etc/apt/sources.list", "var/log/apt.log", "var/log/my own.log", "var/tmp/a"]
+    for name in (*(file[1:] for file in files), *others):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    subprocess.run(["/bin/sh", "-euc", "\n".join(leftovers.removal(kept))], check=True, cwd=tmp_path)
+    left = {f"/{path.relative_to(tmp_path)}" for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {*files, "/var/tmp/.kept"}
 
 
 def test_the_hook_is_a_script_that_a_shell_can_read(tmp_path: Path) -> None:

@@ -128,6 +128,15 @@ def test_an_image_that_could_not_be_loaded_is_not_planned(tmp_path: Path) -> Non
     assert caught.value.at.path == tmp_path / "test.toml"
 
 
+def test_what_a_recipe_spares_of_the_cleanup_is_in_the_key(tmp_path: Path) -> None:
+    """Only then: its tree has other bytes than when all was removed."""
+    trees = [
+        next(step for step in plan_of(tmp_path, body).steps if step.kind == "rootfs")
+        for body in (BODY, BODY.replace("/etc/a", "/var/log/a.log"))
+    ]
+    assert [tree.parameters.get("spared") for tree in trees] == [None, ["var/log/a.log"]]
+
+
 def test_seconds_may_have_a_fraction(tmp_path: Path) -> None:
     body = '[daemons.one]\ncommand = ["true"]\ntimeout = 0.5\nready_timeout = 2.0\n'
     image = plan_of(tmp_path, body).image

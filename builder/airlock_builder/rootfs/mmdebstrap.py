@@ -22,6 +22,7 @@ from airlock_builder import tools
 from airlock_builder.plan import DEBIAN_ARCHITECTURES
 from airlock_builder.rootfs import ids
 from airlock_builder.rootfs.fetch import read_packages
+from airlock_builder.rootfs.leftovers import removal
 from airlock_builder.rootfs.room import room_for
 from airlock_store.errors import BuildError
 
@@ -49,24 +50,6 @@ _OWN_FILES = {
     "/etc/resolv.conf": f"nameserver {NAME_SERVER}\n",
     "/etc/machine-id": "",
 }
-# What installing leaves behind that differs from host to host or that apt would fetch anew; relative to the new root.
-_LEFTOVERS = (
-    "etc/.pwd.lock",
-    "etc/apt/apt.conf.d/99mmdebstrap",
-    "etc/apt/sources.list",
-    "etc/apt/sources.list.d/0000*",
-    "var/cache/apt/*.bin",
-    "var/cache/apt/archives/*",
-    "var/cache/debconf/*-old",
-    "var/cache/ldconfig/aux-cache",
-    "var/lib/apt/lists/*",
-    "var/lib/dbus/machine-id",
-    "var/lib/dpkg/*-old",
-    "var/lib/systemd/random-seed",
-    "var/log/*.log",
-    "var/log/apt/*",
-    "var/tmp/*",
-)
 _FILES = ".airlock-files"
 """The tar with the recipe's files and our own, at the top of the new root until it is unpacked."""
 _MARK = "airlock-run: "
@@ -132,7 +115,7 @@ def build(work: Work) -> None:
     work.progress(None, "installing packages")
     with _Server(repository) as port, room_for(work) as room:
         hook = room / "hook"
-        hook.write_text(hook_script(run), encoding="utf-8")
+        hook.write_text(hook_script(run, work.parameters.get("spared", ())), encoding="utf-8")
         hook.chmod(0o755)
         argv = [
             *(_alone() if mode == "root" else ()),
@@ -212,16 +195,16 @@ def _alone() -> list[str | Path]:
     return [tools.find_program("unshare"), "--mount", "--mount-proc", "--pid", "--fork", "--kill-child"]
 
 
-def hook_script(run: Sequence[str], leftovers: Sequence[str] = _LEFTOVERS) -> str:
+def hook_script(run: Sequence[str], spared: Sequence[str] = ()) -> str:
     """The program that mmdebstrap runs when all is installed, outside of the new root, which is its "$1". Pure."""
     capabilities = ",".join(["-all", *(f"+{name}" for name in _CAPABILITIES)])
     inner = shlex.join(["sh", "-euc", _ENTER, "sh"])
     outer = "unshare --mount --net --ipc --pid --fork --kill-child"
-    arguments = f'"$1" {shlex.quote(script(run, leftovers))} {shlex.quote(_CHROOT)} {capabilities}'
+    arguments = f'"$1" {shlex.quote(script(run, removal(spared)))} {shlex.quote(_CHROOT)} {capabilities}'
     return f"#!/bin/sh\nexec {outer} {inner} {arguments} 2>&1\n"
 
 
-def script(run: Sequence[str], leftovers: Sequence[str]) -> str:
+def script(run: Sequence[str], cleanup: Sequence[str]) -> str:
     """What the new root's shell does: each line in a shell of its own, between marks, then the cleanup. Pure."""
     lines = ["cd /"]
     for number, line in enumerate(run):
@@ -229,8 +212,7 @@ def script(run: Sequence[str], leftovers: Sequence[str]) -> str:
         lines.append(f"/bin/sh -euc {shlex.quote(line)} || {{ echo {_MARK}failed; exit 1; }}")
     lines.append(f"echo {_MARK}done")
     # In there, because out here a link that a line has put in the way would lead into the host.
-    lines += [f"rm -rf -- {leftover}" for leftover in leftovers]
-    return "\n".join(lines)
+    return "\n".join([*lines, *cleanup])
 
 
 class _Story:
