@@ -142,6 +142,14 @@ def test_whoever_names_what_is_booted_it_counts(
     assert [line[:24] for line in changes(root)] == ["- content of vm.kernel =", "+ content of vm.kernel ="]
 
 
+@pytest.mark.parametrize(("image", "counts"), [("base", False), ("base.toml", True), ("./base", True)])
+def test_the_name_of_a_recipe_is_no_file(root: Path, image: str, counts: bool) -> None:
+    (root / "base").mkdir()
+    (root / "base.toml").touch()
+    (root / "airlock.toml").write_text(f'[vm]\nimage = "{image}"\n')
+    assert ("content of vm.image" in approval.snapshot(root)) is counts
+
+
 def test_a_huge_file_is_not_read(root: Path) -> None:
     """Whoever makes a sparse one would hold up the end of its session for hours."""
     (root / "airlock.toml").write_text('[vm]\nkernel = "vmlinux"\n')

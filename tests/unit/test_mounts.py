@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 from pathlib import Path
 
 import pytest
 
+from airlock_runner import borders
 from airlock_runner.config import load_config
 from airlock_runner.files import FileMount
 from airlock_runner.machine.argv import Share
@@ -253,7 +255,8 @@ def test_no_spelling_of_a_path_hides_a_symlink_of_the_sandbox(root: Path, tmp_pa
     (root / "made").symlink_to(tmp_path / "not-made")
     # The user's own symlinks lead into the project, and a sandbox's out of it again.
     (tmp_path / "way").symlink_to(root / "inner")
-    for source in (spelled / "inner", tmp_path / "way"):
+    (tmp_path / "round").symlink_to(tmp_path / "secret" / ".." / root.name / "inner")
+    for source in (spelled / "inner", tmp_path / "way", tmp_path / "round"):
         assert "leads out of" in refusal(root, f'[mounts.a]\nsource = "{source}"\ntarget = "/a"\n')
     text = f'[mounts.a]\nsource = "{spelled}/made"\nmissing = "create-file"\n'
     assert "leads out of" in refusal(root, text)
@@ -265,6 +268,13 @@ def test_no_spelling_of_a_path_hides_a_symlink_of_the_sandbox(root: Path, tmp_pa
     text = '[mounts.data]\nsource = "~/{}"\n[mounts.b]\nsource = "~/{}/link"\ntarget = "/b"\n'
     for one, other in (("data", "other"), ("other", "data"), ("other", "other")):
         assert "leads out of" in refusal(root, text.format(one, other))
+
+
+def test_a_circle_of_symlinks_comes_to_an_end(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    steps = borders._steps(tmp_path / "a" / "x")
+    assert len(list(itertools.islice(steps, 1000))) < 100
 
 
 def test_a_project_behind_a_symlink_has_its_mounts(root: Path, tmp_path: Path) -> None:

@@ -76,9 +76,11 @@ def test_a_symlink_that_the_sandbox_may_have_made_leads_to_no_socket(tmp_path: P
     (tmp_path / "alias").symlink_to(root)
     (outside / "into.sock").symlink_to(root / "link.sock")
     (outside / "back.sock").symlink_to(root / "way/../outside/x.sock")
+    (root / "real").mkdir()
+    (outside / "up.sock").symlink_to(root / "real/../../outside/x.sock")
     refused = [
         root / "link.sock", root / "way/x.sock", tmp_path / "alias/link.sock", tmp_path / "alias/way/x.sock",
-        outside / "into.sock", outside / "back.sock",
+        outside / "into.sock", outside / "back.sock", outside / "up.sock",
     ]  # fmt: skip
     paths = {f"s{number}": path for number, path in enumerate([*refused, outside / "good.sock"])}
     config = NetworkConfig(
