@@ -43,6 +43,8 @@ MAX_EXTENDS = 32
 """Files that one recipe may draw in, itself included."""
 MAX_SOURCE = 64 * MIB
 """Bytes that one file from beside the recipe may have: it is read into memory."""
+MAX_LINE = 128 << 10
+"""Bytes of a line to run, and the one that ends it: Linux takes no longer string in execve(2)."""
 
 _MIN_MEMORY = 256 * MIB
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -311,6 +313,15 @@ def _check_recipe(recipe: Recipe, document: Document) -> None:
         ConfigError("an empty line to run", at=document.at(("rootfs", "run", index)))
         for index, line in enumerate(recipe.rootfs.run)
         if not line.strip() or "\0" in line
+    ]
+    problems += [
+        ConfigError(
+            f"a line of more than {MAX_LINE - 1} bytes, which no shell can be given",
+            hint="Make it a program: [rootfs.files].",
+            at=document.at(("rootfs", "run", index)),
+        )
+        for index, line in enumerate(recipe.rootfs.run)
+        if len(line.encode()) >= MAX_LINE
     ]
     if problems:
         raise ConfigError.of(problems)

@@ -299,14 +299,19 @@ def test_nothing_leads_out_of_the_new_root(tiny: tuple[Store, Path]) -> None:
 def hook(tiny: tuple[Store, Path], tmp_path: Path) -> Callable[..., str]:
     """Runs a recipe's lines, and what goes before and after them, in a tree of `tiny` as mmdebstrap does: the output.
 
-    Where sysfs would be is /dev/shm of the host.
+    Where sysfs would be is /dev/shm of the host, and for its console stands /dev/zero.
     """
     store, recipe = tiny
     root = tmp_path / "root"
     root.mkdir()
     tar = output_of(store, recipe, "rootfs") / "rootfs.tar"
     script = """\
-mount -t tmpfs -o mode=0755 none "$1" && tar -xf "$2" -C "$1"
+mount -t tmpfs -o mode=0755 none "$1"
+tar -xf "$2" -C "$1" --exclude "./dev/*"
+mkdir "$1/dev/shm"
+touch "$1/dev/null" "$1/dev/console"
+mount --bind /dev/null "$1/dev/null"
+mount --bind /dev/zero "$1/dev/console"
 mount --bind /dev/shm "$1/sys"
 cp "$3" "$1/.airlock-files"
 exec "$4" "$1"
@@ -343,6 +348,16 @@ def test_files_do_not_follow_links_out_of_the_new_root(hook: Callable[..., str])
     ]
     assert not Path("/run/airlock-was-here").exists()
     assert not Path("/dev/shm/airlock-was-here").exists()
+
+
+def test_lines_may_be_many_and_long(hook: Callable[..., str]) -> None:
+    """Together longer than an argument can be, and each as long as one."""
+    lines = [f"echo {number}; # {'x' * 131000}" for number in range(3)]
+    assert hook([*lines, "ls -A /run /tmp; cat"], []).split() == ["0", "1", "2", "/run:", "/tmp:"]
+
+
+def test_lines_get_neither_the_console_nor_the_name_of_the_host(hook: Callable[..., str]) -> None:
+    assert hook(["stat -c %t:%T /dev/console; uname -n"], []).split() == ["1:3", "airlock"]
 
 
 def test_changing_the_machine_rebuilds_the_last_step_only(tiny: tuple[Store, Path], tmp_path: Path) -> None:

@@ -160,6 +160,7 @@ def test_paths_start_from_the_recipe_that_has_them(recipes: Recipes) -> None:
         ("[rootfs]\npackages = ['ok',\n  1]", "1 is not the name", 5, 3),
         ("[rootfs]\npackages = 'ok'", "expected an array", 4, 1),
         ("[rootfs]\nrun = ['true',\n  ' ']", "an empty line to run", 5, 3),
+        (f"[rootfs]\nrun = ['{'a' * 131071}',\n  '{'ü' * 65536}']", "a line of more than 131071 bytes", 5, 3),
         ("[rootfs.files]\n'/a' = {}", "either content or source", 4, 1),
         ("[rootfs.files]\n'/a' = {content='', source='b'}", "either content or source", 4, 1),
         ("[rootfs.files]\n'/a' = {content='', mode='rwx'}", "not a mode", 4, 21),

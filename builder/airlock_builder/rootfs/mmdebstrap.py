@@ -61,20 +61,27 @@ _STAGE = re.compile(r"I: ((?:downloading|extracting|installing|creating) .*?)\.*
 _CAPABILITIES = (
     "chown", "dac_override", "fowner", "fsetid", "kill", "setfcap", "setgid", "setpcap", "setuid",
 )  # fmt: skip
-# "$1" is the new root, "$2" the lines, "$3" _CHROOT, "$4" the capabilities. They get no network, see no process but
-# their own, and share no memory with the host. Their /tmp and /run are fresh, because mmdebstrap keeps in /tmp the file
-# that holds its apt back from the host's; a line that cleaned it away would have the host's lists removed. Files are
-# unpacked when what is the host's is out of sight, in the new root, which its links do not lead out of.
+# "$1" is the new root, "$2" _CHROOT, "$3" the capabilities, "$4" the name of the host; what the shell there is to do
+# is read, because an argument cannot be as long. It is kept in a file without a name: a pipe would need a process
+# that writes. Lines get no network, see no process but their own, and share no memory, console or name with the host.
+# Their /tmp and /run are fresh, because mmdebstrap keeps in /tmp the file that holds its apt back from the host's; a
+# line that cleaned it away would have the host's lists removed. Files are unpacked when what is the host's is out of
+# sight, in the new root, which its links do not lead out of.
 _ENTER = """\
 mount -t tmpfs -o mode=1777 tmpfs "$1/tmp"
 mount -t tmpfs -o mode=0755 tmpfs "$1/run"
 mount -t tmpfs -o mode=1777 tmpfs "$1/dev/shm"
 mount -t proc -o ro,nosuid,nodev,noexec proc "$1/proc"
 umount -l "$1/sys"
+[ ! -e "$1/dev/console" ] || mount --bind /dev/null "$1/dev/console"
+perl -e 'require "syscall.ph"; my ($name) = @ARGV; syscall(&SYS_sethostname, $name, length $name) == 0 or die $!' "$4"
+cat >"$1/run/lines"
+exec <"$1/run/lines"
+rm "$1/run/lines"
 { rm "$1/%s"; chroot "$1" tar --extract --numeric-owner --file -; } <"$1/%s"
-exec setpriv --inh-caps -all --bounding-set "$4,+sys_chroot" perl -e "$3" -- "$1" /usr/bin/env -i \
+exec setpriv --inh-caps -all --bounding-set "$3,+sys_chroot" perl -e "$2" -- "$1" /usr/bin/env -i \
     PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 \
-    SOURCE_DATE_EPOCH="$SOURCE_DATE_EPOCH" /bin/sh -uc "$2" </dev/null
+    SOURCE_DATE_EPOCH="$SOURCE_DATE_EPOCH" /bin/sh -us
 """.replace("%s", _FILES)
 # Enters the new root for good. Whatever runs in there may be the recipe's, so nothing is left to it: the capability to
 # leave is given up before, and so is every handle of ours and of mmdebstrap. Some are directories outside, by which to
@@ -199,9 +206,11 @@ def hook_script(run: Sequence[str], spared: Sequence[str] = ()) -> str:
     """The program that mmdebstrap runs when all is installed, outside of the new root, which is its "$1". Pure."""
     capabilities = ",".join(["-all", *(f"+{name}" for name in _CAPABILITIES)])
     inner = shlex.join(["sh", "-euc", _ENTER, "sh"])
-    outer = "unshare --mount --net --ipc --pid --fork --kill-child"
-    arguments = f'"$1" {shlex.quote(script(run, removal(spared)))} {shlex.quote(_CHROOT)} {capabilities}'
-    return f"#!/bin/sh\nexec {outer} {inner} {arguments} 2>&1\n"
+    outer = "unshare --mount --net --ipc --uts --pid --fork --kill-child"
+    arguments = f'"$1" {shlex.quote(_CHROOT)} {capabilities} {HOST_NAME}'
+    # The shell's own printf, whose arguments have no limit.
+    lines = shlex.quote(script(run, removal(spared)))
+    return f"#!/bin/sh\nprintf '%s\\n' {lines} | {outer} {inner} {arguments} 2>&1\n"
 
 
 def script(run: Sequence[str], cleanup: Sequence[str]) -> str:
@@ -209,7 +218,7 @@ def script(run: Sequence[str], cleanup: Sequence[str]) -> str:
     lines = ["cd /"]
     for number, line in enumerate(run):
         lines.append(f"echo {_MARK}{number}")
-        lines.append(f"/bin/sh -euc {shlex.quote(line)} || {{ echo {_MARK}failed; exit 1; }}")
+        lines.append(f"/bin/sh -euc {shlex.quote(line)} </dev/null || {{ echo {_MARK}failed; exit 1; }}")
     lines.append(f"echo {_MARK}done")
     # In there, because out here a link that a line has put in the way would lead into the host.
     return "\n".join([*lines, *cleanup])
