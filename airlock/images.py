@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import signal
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from airlock_store.errors import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from airlock_builder.build import BuildResult, Plan
     from airlock_store.document import Document
@@ -36,8 +36,9 @@ def stored(ref: str, store: Store, base: Path) -> Image | None:
     What has no slash is no path: in a project's directory a sandbox could have put an image of that name there.
     """
     from airlock_store.image import MANIFEST, load_image
+    from airlock_store.paths import expand_home
 
-    path = base / Path(ref).expanduser() if "/" in ref else store.root / ref
+    path = base / expand_home(ref) if "/" in ref else store.root / ref
     return load_image(path.resolve()) if (path / MANIFEST).is_file() else None
 
 

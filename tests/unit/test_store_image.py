@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airlock import images
-from airlock_store.errors import StoreError
+from airlock_store.errors import ConfigError, StoreError
 from airlock_store.image import MANIFEST, Image, VmDefaults, encode_image, load_image
 from airlock_store.store import Store
 
@@ -47,6 +47,8 @@ def test_a_name_is_no_directory_of_the_project(image: Image, tmp_path: Path) -> 
     store = Store(tmp_path / "store")
     assert images.stored(image.path.name, store, image.path.parent) is None
     assert images.stored(f"./{image.path.name}", store, image.path.parent) == image
+    with pytest.raises(ConfigError, match="no such user"):
+        images.stored("~nosuchuser/image", store, tmp_path)
 
 
 def test_read_back(image: Image) -> None:
