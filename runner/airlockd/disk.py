@@ -58,14 +58,32 @@ def mount(device: str, size: int, new: bool) -> str:
                 f"disk.img is cut short: its filesystem has {superblock.size} bytes, the file has {size}"
             )
         if superblock.has_errors:
-            run(["e2fsck", "-p", "-f", device], device, accept=(0, 1))
-        linux.mount(device, DISK, "ext4", linux.MS_NOATIME, _OPTIONS)
+            _check(device)
+        try:
+            _mount(device)
+        except OSError:
+            # Nothing is recorded of what was damaged from outside.
+            _check(device)
+            try:
+                _mount(device)
+            except OSError as error:
+                raise DiskError(
+                    f"disk.img cannot be mounted, though e2fsck found no fault: {error.strerror}"
+                ) from None
     finally:
         # Not before it is mounted: of a device that nobody has open, the kernel forgets what it knows.
         os.close(fd)
     if size // superblock.block_size > superblock.size // superblock.block_size:
         _grow(size // superblock.block_size)
     return device
+
+
+def _mount(device: str) -> None:
+    linux.mount(device, DISK, "ext4", linux.MS_NOATIME, _OPTIONS)
+
+
+def _check(device: str) -> None:
+    run(["e2fsck", "-p", "-f", device], device, accept=(0, 1))
 
 
 _FORMAT = (

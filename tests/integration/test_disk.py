@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -253,3 +254,23 @@ def test_a_start_that_a_full_disk_prevents_says_what_helps(
     lines: list[str] = []
     toolbox_of(store).run("usr/sbin/debugfs", "-R", "stat reserve", project / DISK, log=lines.append)
     assert "Size: 131072" in "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("place", "size"), [(4096 + 0x1E, 2), (4096, 4096)], ids=["a checksum", "descriptors of groups"]
+)
+def test_a_disk_that_cannot_be_mounted_is_repaired_or_refused(
+    airlock: Airlock, project: Path, place: int, size: int
+) -> None:
+    sh(airlock, project, "echo data > /airlock/disk/kept; echo root > /opt/kept")
+    with (project / DISK).open("r+b") as disk:
+        disk.seek(place)
+        disk.write(random.Random(1).randbytes(size))
+    done = airlock("start", "--", "cat", "/airlock/disk/kept", "/opt/kept", cwd=project)
+    if size == 2:
+        assert done.stdout == b"data\nroot\n", done.stderr
+        return
+    # Only guesses would help, and those are the user's to make.
+    assert done.returncode == 1
+    assert b"e2fsck failed on /dev/vd" in done.stderr
+    assert b"airlock rm" in done.stderr
