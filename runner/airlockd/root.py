@@ -79,7 +79,9 @@ class Root:
         for name in ("proc", "sys", "dev"):
             self._mount(f"/{name}", f"/{name}", "", linux.MS_BIND | linux.MS_REC)
         self._mount("tmpfs", "/run", "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=0755")
-        os.mkdir(f"{SANDBOX}/run/lock", 0o1777)
+        os.mkdir(f"{SANDBOX}/run/lock")
+        # Not by mkdir, which leaves out what the umask has.
+        os.chmod(f"{SANDBOX}/run/lock", 0o1777)
         self._mount(USERDATA, "/airlock/disk", "", linux.MS_BIND)
         account = self._account(user)
         self.home = account.home

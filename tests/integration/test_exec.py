@@ -138,6 +138,10 @@ def test_one_that_is_too_long_is_refused_and_harms_nobody(sandbox: Running) -> N
     assert sandbox.exec("sh", "-c", "echo $# ${#1}", "sh", "x" * 100_000, "y").stdout == b"2 100000\n"
 
 
+def test_locks_are_everybodys(sandbox: Running) -> None:
+    assert sandbox.sh("stat -c %a /run/lock") == "1777\n"
+
+
 def test_orphans_are_reaped(sandbox: Running) -> None:
     pid = int(sandbox.sh("sleep 0.2 & echo $!"))
     # A zombie is still there.
