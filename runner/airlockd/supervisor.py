@@ -85,6 +85,7 @@ class Supervisor:
         self._by_pid: dict[int, Callable[[int], None]] = {}
         self._network = network
         self._daemons: daemons.Daemons | None = None
+        self._world: _World | None = None
         self._files: files.Files | None = None
         self._inside = Inside(-1, -1, harden.seccomp_program(linux.MACHINE))
         self._when_alone: Callable[[], None] | None = None
@@ -223,7 +224,8 @@ class Supervisor:
             kind = {"t": "reply"} if problem is None else {"t": "error", "message": problem}
             self._link.mux.send({**kind, "id": header["id"]})
 
-        self._daemons = daemons.Daemons(_World(self))
+        self._world = _World(self)
+        self._daemons = daemons.Daemons(self._world)
         self._daemons.start(specs, started)
 
     def _call_listen(self, header: dict[str, Any], _payload: bytes) -> None:
@@ -267,6 +269,8 @@ class Supervisor:
 
     def _shut_down(self, number: int) -> None:
         def settled() -> None:
+            if self._world is not None:
+                self._world.close_logs()
             self._root.take_down()
             self._link.mux.send({"t": "reply", "id": number})
 
@@ -423,6 +427,12 @@ class _World:
             os.kill(pid, number)
         except ProcessLookupError:
             pass
+
+    def close_logs(self) -> None:
+        """At the end, when none is left who writes to them."""
+        for logs in self._logs.values():
+            logs.close()
+        self._logs.clear()
 
     def tell(self, name: str, state: str, **details: Any) -> None:
         """As an event, with the daemon's own last word where that may explain it."""

@@ -148,3 +148,10 @@ def test_a_sandbox_that_can_start_nothing_goes_on_when_it_can(airlock: Airlock, 
             pass
         sandbox.process.send_signal(signal.SIGUSR1)
         assert sandbox.wait()[:2] == (0, b"again\n")
+
+
+def test_a_sandbox_with_daemons_leaves_its_disk_clean(airlock: Airlock, project: Path) -> None:
+    write_config(project, '[daemons.d]\ncommand = ["sh", "-c", "while echo x; do sleep 0.1; done"]\n')
+    for _ in range(2):
+        done = airlock("start", "--", "sh", "-c", "dmesg | grep -c 'EXT4-fs.*recovery'", cwd=project)
+        assert done.stdout == b"0\n", done.stderr
