@@ -146,6 +146,11 @@ def set_hostname(name: str) -> None:
     _check(_libc.sethostname(raw, len(raw)), "sethostname")
 
 
+def limit_descriptors(soft: int, hard: int) -> None:
+    """How many files this process and its children may open at once: setrlimit(2)."""
+    _check(_libc.setrlimit(_RLIMIT_NOFILE, ctypes.byref(_Limit(soft, hard))), "setrlimit")
+
+
 def allow_descriptors(count: int) -> None:
     """Let this process open `count` files at once, or as many as it may: setrlimit(2)."""
     limit = _Limit()

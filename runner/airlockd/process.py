@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 POSIX_SHELLS = {"sh", "ash", "bash", "dash", "ksh", "mksh", "zsh"}
 PIPE_SIZE = 256 * 1024
+DESCRIPTORS, MAX_DESCRIPTORS = 1024, 524288
+"""That a process may have open, and that it may allow itself, as with systemd. More at once breaks what uses select,
+and slows down what closes all that there may be."""
 REPORT = 1024
 """Bytes of what a child says of its failure, at most."""
 
@@ -243,6 +246,7 @@ def become(command: Command, stdio: Sequence[int], failure: int, inside: Inside)
         _write("/proc/self/oom_score_adj", "0")
         stage = "namespace"
         linux.setns(inside.hardened if command.harden else inside.namespace, linux.CLONE_NEWNS)
+        linux.limit_descriptors(DESCRIPTORS, MAX_DESCRIPTORS)
         if inside.ask is not None:
             inside.ask()
         stage = "user"

@@ -16,7 +16,7 @@ from airlockd import boot, daemons, disk, entropy, harden, identity, kernelcheck
 from airlockd.layout import expand
 from airlockd.net.process import NetworkProcess
 from airlockd.net.process import start as start_network
-from airlockd.process import Command, Inside, Process, SpawnError, kill_group
+from airlockd.process import MAX_DESCRIPTORS, Command, Inside, Process, SpawnError, kill_group
 from airlockd.protocol.link import Link
 from airlockd.protocol.loop import Loop
 from airlockd.root import SANDBOX, TRASH, Root
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 VERSION = 10
 """Of the calls below; the host refuses an image whose airlockd speaks another."""
 _CHILDREN = "/proc/1/task/1/children"
+DESCRIPTORS = 65536
+"""That airlockd may have open. A command takes up to four."""
 GRACE = 2.0
 """Seconds that processes left over at shutdown have between SIGTERM and SIGKILL."""
 
@@ -464,6 +466,7 @@ def _ignore(_value: object) -> None:
 
 
 def _protect() -> None:
+    linux.limit_descriptors(DESCRIPTORS, MAX_DESCRIPTORS)
     # Nobody without a capability traces it, or a child that has descriptors of airlockd until it is executed.
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
     with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:

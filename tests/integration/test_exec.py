@@ -142,6 +142,12 @@ def test_locks_are_everybodys(sandbox: Running) -> None:
     assert sandbox.sh("stat -c %a /run/lock") == "1777\n"
 
 
+def test_as_many_files_may_be_open_as_elsewhere(sandbox: Running) -> None:
+    """What systemd gives: few at first, for programs that know no better, and many for those that ask."""
+    assert sandbox.sh("ulimit -S -n; ulimit -H -n").split() == ["1024", "524288"]
+    assert sandbox.sh("grep 'open files' /proc/1/limits").split()[3:5] == ["65536", "524288"]
+
+
 def test_orphans_are_reaped(sandbox: Running) -> None:
     pid = int(sandbox.sh("sleep 0.2 & echo $!"))
     # A zombie is still there.
