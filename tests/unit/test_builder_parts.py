@@ -27,8 +27,10 @@ from airlock_builder.rootfs import fetch, leftovers, mmdebstrap
 from airlock_builder.rootfs.apt import parse_stanza
 from airlock_builder.rootfs.fetch import read_packages, write_repository
 from airlock_builder.rootfs.room import room_for
+from airlock_builder.tools import ToolError
 from airlock_store.contents import sha256_of
 from airlock_store.errors import BuildError, Location
+from airlock_store.paths import StorePath
 
 # Modules
 
@@ -174,6 +176,59 @@ def member(name: str, size: int = 0, kind: bytes = tarfile.REGTYPE, **more: obje
 )
 def test_what_a_tree_takes(members: list[tarfile.TarInfo], inodes: int, blocks: int) -> None:
     assert disk.measure(members) == disk.Needs(inodes, blocks)
+
+
+@pytest.fixture
+def disk_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Builds the disk of an empty tree, of a size that a recipe asks for, by an mke2fs that needs another: the sizes
+    that it is given."""
+    for name in ("rootfs", "toolbox", "output"):
+        (tmp_path / name).mkdir()
+    tarfile.open(tmp_path / "rootfs" / "rootfs.tar", "w").close()
+    (tmp_path / "rootfs" / "epoch").write_text("1\n")
+    tried: list[int] = []
+
+    def build(size: int | None, needed: int, says: str) -> list[int]:
+        def run(*_: object, **__: object) -> None:
+            tried.append((tmp_path / "output" / disk.IMAGE).stat().st_size)
+            if tried[-1] < needed:
+                raise ToolError("mke2fs failed (exit code 1)", [says])
+
+        monkeypatch.setattr(disk, "Toolbox", lambda root, _arch: SimpleNamespace(root=root, run=run))
+        work: Any = SimpleNamespace(
+            inputs={name: StorePath(tmp_path / name, "0" * 32, name) for name in ("rootfs", "toolbox")},
+            parameters={"size": size, "arch": "x86_64"},
+            step=SimpleNamespace(payload={"size_place": Location(tmp_path / "recipe.toml", 3, 4)}),
+            output=tmp_path / "output",
+            scratch=tmp_path,
+            log=lambda _line: None,
+            progress=lambda _fraction, _text: None,
+        )
+        disk.build(work)
+        return tried
+
+    return build
+
+
+NO_ROOM = 'handle_entry: Could not allocate block in ext2 filesystem while writing file "a"'
+
+
+def test_a_disk_of_no_size_of_its_own_grows_until_the_tree_fits(disk_of: Any) -> None:
+    assert disk_of(None, 13 << 20, NO_ROOM) == [9 << 20, 12 << 20, 16 << 20]
+
+
+@pytest.mark.parametrize(
+    ("size", "says", "message", "placed"),
+    [
+        (10 << 20, NO_ROOM, "does not fit into an image of 10 MB", True),
+        (None, "No space left on device", "mke2fs failed", False),
+        (1 << 62, "", "a file of .* cannot be here: File too large", True),
+    ],
+)
+def test_a_disk_that_cannot_be(size: int | None, says: str, message: str, placed: bool, disk_of: Any) -> None:
+    with pytest.raises(BuildError, match=message) as caught:
+        disk_of(size, 11 << 20, says)
+    assert (caught.value.at is not None) is placed
 
 
 def test_arguments_of_mke2fs() -> None:

@@ -5,6 +5,7 @@ mke2fs is the toolbox's, whose version reads tars and takes every time from SOUR
 
 from __future__ import annotations
 
+import errno
 import os
 import tarfile
 from dataclasses import dataclass
@@ -41,22 +42,47 @@ class Needs:
 
 
 def build(work: Work) -> None:
-    """Make the image. Raises BuildError when the tree does not fit into the size that the recipe gives."""
+    """Make the image. Raises BuildError, placed, when the tree does not fit into the size that the recipe gives."""
     tar = work.inputs["rootfs"] / TAR
-    epoch = (work.inputs["rootfs"] / EPOCH).read_text(encoding="utf-8").strip()
     work.progress(None, "measuring the tree")
     with tarfile.open(tar, "r:") as archive:
         needs = measure(archive)
     wanted = work.parameters["size"]
     size = needed_size(needs) if wanted is None else wanted // BLOCK * BLOCK
+    at = work.step.payload["size_place"]
+    larger = 'Give [image] a larger size, or "auto".'
     if size < needs.blocks * BLOCK:
         raise BuildError(
             f"the root filesystem takes at least {format_size(needs.blocks * BLOCK)}, "
             f"the image has {format_size(size)}",
-            hint='Give [image] a larger size, or "auto".',
-            at=work.step.payload["size_place"],
+            hint=larger,
+            at=at,
         )
-    image = work.output / IMAGE
+    while True:
+        try:
+            _write(work, needs, size)
+            return
+        except OSError as error:
+            if error.errno not in {errno.EFBIG, errno.EINVAL, errno.EOVERFLOW}:
+                raise
+            raise BuildError(
+                f"a file of {format_size(size)} cannot be here: {error.strerror}", at=at
+            ) from error
+        except tools.ToolError as error:
+            # In mke2fs's own words; on a disk that is full it has others.
+            if not any("Could not allocate" in line for line in error.tail):
+                raise
+            if wanted is not None:
+                message = f"the root filesystem does not fit into an image of {format_size(size)}"
+                raise BuildError(message, hint=larger, at=at) from error
+            # Directories of many long names take more than was reckoned.
+            size += size // 4 // MIB * MIB + MIB
+
+
+def _write(work: Work, needs: Needs, size: int) -> None:
+    """Write the image with that size. Raises ToolError, and OSError where no file can have it."""
+    tar, image = work.inputs["rootfs"] / TAR, work.output / IMAGE
+    epoch = (work.inputs["rootfs"] / EPOCH).read_text(encoding="utf-8").strip()
     with image.open("wb") as file:
         os.truncate(file.fileno(), size)
     toolbox = Toolbox(work.inputs["toolbox"].path, work.parameters["arch"])
