@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from airlockd.protocol.link import Link
 
 POSIX_SHELLS = {"sh", "ash", "bash", "dash", "ksh", "mksh", "zsh"}
+_IUTF8 = 0x4000
+"""That the kernel erases characters and not bytes (asm-generic/termbits.h), which Python does not name."""
 PIPE_SIZE = 256 * 1024
 DESCRIPTORS, MAX_DESCRIPTORS = 1024, 524288
 """That a process may have open, and that it may allow itself, as with systemd. More at once breaks what uses select,
@@ -173,6 +175,9 @@ class Process:
     def _open_terminal(self, command: Command) -> tuple[tuple[int, ...], list[Source]]:
         master, slave = os.openpty()
         self.terminal = master
+        modes = termios.tcgetattr(slave)
+        modes[0] |= _IUTF8
+        termios.tcsetattr(slave, termios.TCSANOW, modes)
         fcntl.ioctl(slave, termios.TIOCSWINSZ, _window(*(command.size or (24, 80))))
         os.set_blocking(master, False)
         try:
@@ -285,6 +290,9 @@ def login_argv(shell: str, argv: Sequence[str]) -> Sequence[str]:
 def _execute(argv: Sequence[str], env: dict[str, str]) -> None:
     """execve by PATH of `env`, as a shell finds it. Raises the most telling OSError."""
     name = argv[0]
+    if not name:
+        # As shells and execvp(3) have it.
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
     if "/" in name:
         os.execve(name, list(argv), env)
     denied: OSError | None = None

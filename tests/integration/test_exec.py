@@ -148,6 +148,11 @@ def test_as_many_files_may_be_open_as_elsewhere(sandbox: Running) -> None:
     assert sandbox.sh("grep 'open files' /proc/1/limits").split()[3:5] == ["65536", "524288"]
 
 
+def test_a_command_without_a_name_is_not_found(sandbox: Running) -> None:
+    done = sandbox.exec("")
+    assert (done.returncode, b"No such file or directory" in done.stderr) == (127, True), done.stderr
+
+
 def test_orphans_are_reaped(sandbox: Running) -> None:
     pid = int(sandbox.sh("sleep 0.2 & echo $!"))
     # A zombie is still there.

@@ -51,8 +51,8 @@ def test_a_shell_in_a_terminal(terminal: Spawn) -> None:
     """The image's own command: a shell that has a terminal of the right size, resized and interrupted."""
     child = terminal("start")
     child.expect("# ")
-    child.sendline("stty size; tty; echo TERM=$TERM; test -t 2 && echo all")
-    child.expect("33 111\r\n")
+    child.sendline("stty size; stty -a | grep -o '[-]*iutf8'; tty; echo TERM=$TERM; test -t 2 && echo all")
+    child.expect("33 111\r\niutf8\r\n")
     child.expect("/dev/pts/0\r\n")
     child.expect("TERM=xterm\r\nall\r\n")
     # Not readline's shell, which runs a trap only at the next line; said in two halves, so that the line's own echo
