@@ -100,6 +100,19 @@ def test_debians_own_are_told_from_others_with_its_suites(tmp_path: Path) -> Non
     assert (mirrors.main, mirrors.security) == (f"{HOST}/debian/", f"{HOST}/debian-security")
 
 
+@pytest.mark.parametrize("word", ["no", "false", "Off", "without", "disable", "0"])
+def test_a_source_that_is_switched_off(word: str) -> None:
+    text = f"Types: deb\nURIs: {HOST}/debian\nSuites: trixie\nComponents: main\nEnabled: {word}\n"
+    assert list(parse_stanzas(text)) == []
+    assert list(parse_stanzas(text.replace(word, "yes"))) != []
+
+
+def test_what_is_no_url_in_the_hosts_sources_is_passed_over(tmp_path: Path) -> None:
+    uris = ("http://[half/debian", "http://a\u2100b/debian", f"{HOST}/debian")
+    text = "".join(f"deb {uri} trixie main\n" for uri in uris)
+    assert find_mirrors({}, configure(tmp_path, main=text)).main == f"{HOST}/debian"
+
+
 def test_the_environment_wins(tmp_path: Path) -> None:
     etc = configure(
         tmp_path, main=f"deb {HOST}/debian trixie main\ndeb {HOST}/debian-security trixie-security main\n"

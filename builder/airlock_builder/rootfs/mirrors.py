@@ -28,6 +28,7 @@ _SUITES = re.compile(
     r"(?:-updates|-security|-backports|-proposed-updates|/updates)?"
 )
 _SECURITY = re.compile(r"-security$|/updates$")
+_NO = ("no", "false", "without", "off", "disable", "0")  # as apt has it
 _SCHEMES = ("http", "https", "ftp", "file", "copy", "mirror", "tor")
 
 
@@ -124,7 +125,7 @@ def parse_stanzas(text: str) -> Iterator[Source]:
                 last, _, value = line.partition(":")
                 last = last.strip().lower()
                 fields[last] = value
-        if "deb" not in fields.get("types", "").split() or fields.get("enabled", "").strip().lower() == "no":
+        if "deb" not in fields.get("types", "").split() or fields.get("enabled", "").strip().lower() in _NO:
             continue
         keyrings = _files(fields.get("signed-by", "").split())
         for uri in fields.get("uris", "").split():
@@ -134,7 +135,10 @@ def parse_stanzas(text: str) -> Iterator[Source]:
 
 def _is_debian(source: Source) -> bool:
     """Whether this is a mirror of Debian's own archive: others use its names of suites too, but not its path."""
-    path = urlsplit(source.uri).path.split("/")
+    try:
+        path = urlsplit(source.uri).path.split("/")
+    except ValueError:
+        return False
     return (
         _is_uri(source.uri)
         and _SUITES.fullmatch(source.suite) is not None
