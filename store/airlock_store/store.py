@@ -281,8 +281,9 @@ def pass_on(handle: int) -> int:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a tree that may hold directories without write permission, or not exist."""
-    if not path.exists():
+    """Remove a tree that may hold directories without write permission, be no directory at all, or not exist."""
+    if not path.is_dir() or path.is_symlink():
+        path.unlink(missing_ok=True)
         return
     for directory, names, _ in os.walk(path):
         for name in names:

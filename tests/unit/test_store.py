@@ -211,6 +211,15 @@ def test_two_processes_share_one_build(store: Store, tmp_path: Path) -> None:
     assert log.read_text() == "built\n"
 
 
+def test_what_is_no_directory_among_leftovers_stops_no_build(store: Store) -> None:
+    (store.root / ".tmp").mkdir(parents=True)
+    (store.root / ".tmp" / "file").touch()
+    (store.root / ".tmp" / "link").symlink_to("nowhere")
+    (store.root / ".tmp" / "outside").symlink_to("/etc")
+    store.realise(KEY, "thing", fill)
+    assert leftovers(store) == []
+
+
 def test_sweeping_spares_a_build_that_lives(store: Store) -> None:
     script = """
         def build(output):
