@@ -88,7 +88,7 @@ def _parse_memory(value: object) -> int:
 
 
 def _parse_version(value: object) -> int:
-    if value != 1:
+    if type(value) is not int or value != 1:
         raise ValueError(f"recipe version {value!r} is not known; this airlock knows version 1")
     return 1
 
@@ -199,11 +199,12 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class RootfsFile:
-    """A file of a recipe, found and checked: absolute `target` in the image, its bytes, permission bits."""
+    """A file of a recipe, found and checked: absolute `target` in the image, its bytes, permission bits; its place."""
 
     target: str
     content: bytes
     mode: int
+    at: Location | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +245,7 @@ class LoadedRecipe:
                     if whole.source is not None
                     else (whole.content or "").encode()
                 )
-                found.append(RootfsFile(_check_target(target), content, int(whole.mode, 8)))
+                found.append(RootfsFile(_check_target(target), content, int(whole.mode, 8), at))
             except ValueError as error:
                 problems.append(ConfigError(str(error), at=at))
         if problems:

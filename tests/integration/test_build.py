@@ -420,6 +420,14 @@ def test_a_line_that_fails_says_where_and_what(shared: dict[str, StorePath], tmp
     assert not list((store.root / ".tmp").iterdir())
 
 
+def test_a_file_where_a_directory_is_says_where(shared: dict[str, StorePath], tmp_path: Path) -> None:
+    recipe = write_tiny(tmp_path / "recipe", TINY.replace('"/var/log/kept.log"', '"/etc"'))
+    with pytest.raises(BuildError, match="'/etc' cannot be a file in this image") as caught:
+        build(plan(str(recipe)), seed(tmp_path / "store", shared))
+    assert caught.value.at
+    assert caught.value.at.line == TINY[: TINY.index('"/var/log/kept')].count("\n") + 1
+
+
 def test_an_image_that_is_too_small(tiny: tuple[Store, Path], tmp_path: Path) -> None:
     store, _ = tiny
     recipe = write_tiny(tmp_path, TINY + '[image]\nsize = "10 MB"\n')

@@ -111,6 +111,18 @@ def test_a_recipe_takes_back_the_command_of_another(recipes: Recipes) -> None:
     assert load_recipe("two", Path("/")).recipe.vm.command == ()
 
 
+@pytest.mark.parametrize("version", ["true", "1.0", "2", "'1'"])
+def test_a_version_is_an_integer(recipes: Recipes, version: str) -> None:
+    path = recipes.write("bad")
+    path.write_text(path.read_text() + f"version = {version}\n")
+    assert "is not known; this airlock knows version 1" in fails("bad").message
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a" * 5000 + ".toml", "a\0b"])
+def test_a_name_that_no_file_can_have(recipes: Recipes, name: str) -> None:
+    assert "no recipe" in fails(name).message
+
+
 def test_a_circle_is_shown(recipes: Recipes) -> None:
     recipes.write("one", extends='"two"')
     recipes.write("two", extends='"three"')

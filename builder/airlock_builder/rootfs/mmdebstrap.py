@@ -54,6 +54,7 @@ _FILES = ".airlock-files"
 """The tar with the recipe's files and our own, at the top of the new root until it is unpacked."""
 _MARK = "airlock-run: "
 _MARKED = re.compile(rf"(.*){_MARK}([0-9]+|failed|done)", re.DOTALL)
+_NO_FILE = re.compile("tar: (.+): Cannot (?:open|mkdir|unlink): (.+)")
 _SAID_LINES = 40
 _STAGE = re.compile(r"I: ((?:downloading|extracting|installing|creating) .*?)\.*")
 
@@ -149,6 +150,7 @@ def build(work: Work) -> None:
             )
         except tools.ToolError as error:
             if story.failed is None:
+                _check_files(error.tail, work.step.payload["files"])
                 raise
             said = "".join(f"\n  {line}" for line in story.said)
             raise BuildError(
@@ -253,6 +255,14 @@ class _Story:
         self._running = int(mark) if mark.isascii() and mark.isdigit() and int(mark) < self._count else None
         if self._running is not None:
             self.said.clear()
+
+
+def _check_files(tail: Sequence[str], files: Iterable[RootfsFile]) -> None:
+    """Raise BuildError, placed, where tar says that one of the files cannot be where the recipe has it."""
+    told = {match[1]: match[2] for line in tail if (match := _NO_FILE.fullmatch(line))}
+    for file in files:
+        if (reason := told.get(file.target[1:])) is not None:
+            raise BuildError(f"{file.target!r} cannot be a file in this image: {reason}", at=file.at)
 
 
 def _write_files(path: Path, own: dict[str, str], files: Iterable[RootfsFile], epoch: int) -> None:
