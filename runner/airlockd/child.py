@@ -164,15 +164,6 @@ def group(name: str, pid: int) -> None:
         pass
 
 
-def end_group(name: str) -> None:
-    """Kill all that an earlier run of a daemon left in its control group, also what left its session."""
-    try:
-        linux.write_file(f"/sys/fs/cgroup/daemon-{name}/cgroup.kill", b"1")
-    except OSError:
-        # It was never in one, or the kernel is older than 5.14.
-        pass
-
-
 def null_outputs() -> tuple[int, int]:
     """For a probe's command, whose words nobody wants. The caller closes them."""
     fd = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)

@@ -391,8 +391,6 @@ class _World:
 
         if spec.name not in self._logs:
             self._logs[spec.name] = self._child.Logs(SANDBOX, spec.name)
-        else:
-            self._child.end_group(spec.name)
         stdout, stderr = self._logs[spec.name].fds
         pid = self._fork(spec, spec.argv, spec.cwd, (stdout, stderr), on_started)
         self._child.group(spec.name, pid)

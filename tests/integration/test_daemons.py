@@ -155,20 +155,3 @@ def test_a_sandbox_with_daemons_leaves_its_disk_clean(airlock: Airlock, project:
     for _ in range(2):
         done = airlock("start", "--", "sh", "-c", "dmesg | grep -c 'EXT4-fs.*recovery'", cwd=project)
         assert done.stdout == b"0\n", done.stderr
-
-
-def test_what_left_a_daemons_session_is_ended_before_the_next(airlock: Airlock, project: Path) -> None:
-    write_config(
-        project,
-        """
-        [daemons.forking]
-        command = ["sh", "-c", "setsid sleep 7777 & sleep 0.5; echo over; exit 1"]
-        max_restarts = 2
-        """,
-    )
-    script = """
-        until [ "$(cat /airlock/daemons/forking/stdout.log)" = "over\nover\nover" ]; do sleep 0.2; done
-        pgrep -c -f '^sleep 7777'
-    """.replace("\\n", "\n")
-    done = airlock("start", "--", "bash", "-c", script, cwd=project)
-    assert done.stdout == b"1\n", done.stderr
