@@ -15,6 +15,10 @@ from airlock_store.errors import MachineError
 _LIMIT = 1024 * 1024
 IGNORE_SHARED = {"capability": "x-ignore-shared", "state": True}
 EVENTS = {"capability": "events", "state": True}
+# `fd:` of a file is deprecated from QEMU 9.1 on; `file:` takes a set of descriptors as its path.
+_FILE_SINCE = (8, 2)
+_SET = {"fdset-id": 1}
+_FILE = "file:/dev/fdset/1"
 
 
 class Monitor:
@@ -26,10 +30,12 @@ class Monitor:
         self._buffer = b""
         self._events: list[dict[str, Any]] = []
 
-    def negotiate(self) -> None:
-        """Read the greeting, leave negotiation mode."""
-        self._read()
+    def negotiate(self) -> tuple[int, int]:
+        """Read the greeting, leave negotiation mode; QEMU's major and minor version. Raises MachineError."""
+        greeting = self._read()
         self.execute("qmp_capabilities")
+        version = greeting["QMP"]["version"]["qemu"]
+        return version["major"], version["minor"]
 
     def execute(self, command: str, descriptor: int | None = None, **arguments: Any) -> Any:
         """Run a command, with a descriptor of ours on the way if it takes one. Raises MachineError."""
@@ -83,28 +89,37 @@ class Monitor:
 
 
 def save(connection: socket.socket, target: int) -> None:
-    """Write the device state of a running machine to the descriptor `target`; the machine stops. RAM is not in it.
+    """Write the device state of a running machine to `target`, a descriptor open for writing alone; the machine stops.
 
-    Raises MachineError.
+    RAM is not in it. Raises MachineError.
     """
     monitor = Monitor(connection)
-    monitor.negotiate()
+    version = monitor.negotiate()
     monitor.execute("migrate-set-capabilities", capabilities=[IGNORE_SHARED, EVENTS])
-    monitor.execute("getfd", target, fdname="state")
-    monitor.execute("migrate", uri="fd:state")
+    if version >= _FILE_SINCE:
+        monitor.execute("add-fd", target, **_SET)
+        monitor.execute("migrate", uri=_FILE)
+    else:
+        monitor.execute("getfd", target, fdname="state")
+        monitor.execute("migrate", uri="fd:state")
     monitor.wait_migrated()
 
 
 def restore(connection: socket.socket, source: int) -> None:
     """Have a machine that was started with `-incoming defer` go on from the state in its descriptor `source`.
 
-    Only asks: whether it worked is shown by the guest's answer, or by the machine's end.
+    `source` is open for reading alone, and inherited. Only asks: whether it worked is shown by the guest's answer, or
+    by the machine's end.
     """
-    connection.sendall(
-        command_line("qmp_capabilities")
-        + command_line("migrate-set-capabilities", capabilities=[IGNORE_SHARED])
-        + command_line("migrate-incoming", uri=f"fd:{source}")
+    lines = (
+        command_line("qmp_capabilities"),
+        command_line("migrate-set-capabilities", capabilities=[IGNORE_SHARED]),
+        command_line("add-fd", **_SET),
+        command_line("migrate-incoming", uri=_FILE),
+        # The second is refused, unless the first one was: reading the greeting for the version would be a wait.
+        command_line("migrate-incoming", uri=f"fd:{source}"),
     )
+    socket.send_fds(connection, [b"".join(lines)], [source])
 
 
 def command_line(command: str, **arguments: Any) -> bytes:
