@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from airlockd.protocol.frames import Header
     from airlockd.protocol.loop import Loop, Timer
 
-PROTOCOL_VERSION = 10
+PROTOCOL_VERSION = 11
 ATTEMPTS = 3
 READY_SECONDS = 180.0
 """From the start of QEMU to READY, on a machine under the heaviest load."""

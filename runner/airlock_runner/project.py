@@ -113,6 +113,10 @@ class Project:
         """Where the sandbox's files lie."""
         return self.root / DIRECTORY
 
+    def owner(self) -> int:
+        """The number of the user whose files the project's are: ours, or for root that of the project's owner."""
+        return os.geteuid() or os.stat(self.root).st_uid
+
     def check_place(self) -> None:
         """Raise UsageError where the project would be in the way of what the sandbox has there itself."""
         place = os.fspath(self.root)

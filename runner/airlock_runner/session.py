@@ -82,6 +82,10 @@ class Session:
         disk, self._new_disk = self._project.ensure_disk(request.config.disk.size)
         for warning in (*mounts.warnings, *network.warnings):
             self.note(0, warning)
+        self._owner = self._project.owner()
+        user = CommandDefaults.of(request.image, request.config).user
+        if self._new_disk and not self._owner and user not in ("root", "0"):
+            self.note(0, f"the project is root's: {user} can write there only where everybody may")
         self._mounts, self._network = mounts, network
         self._daemons = asked
         self._advice: str | None = None
@@ -149,6 +153,7 @@ class Session:
             "new_disk": self._new_disk,
             "disk_size": self._starter.spec.disk.stat().st_size,
             "user": CommandDefaults.of(self._request.image, self._request.config).user,
+            "owner": self._owner,
             "places": self._mounts.places,
         }
         self._configuring = True

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airlockd import boot, disk, harden, linux
 from airlockd.layout import Place, arrange
-from airlockd.user import User, look_up
+from airlockd.user import User, look_up, ordinary
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -52,6 +52,7 @@ class Root:
         self.namespace = self.hardened = -1
         self.home = "/"
         self.files: list[FilePlace] = []
+        self.warnings: list[str] = []
         self._mounts: list[str] = []
         self._masks: set[int] = set()
         """The devices of directories that hide others."""
@@ -66,10 +67,12 @@ class Root:
         root_key: str,
         places: Sequence[Mapping[str, Any]],
         user: str,
+        owner: int,
     ) -> None:
         """Assemble everything; `device` is the project's disk, of `size` bytes. `user` is whose home `~` is.
 
-        Raises DiskError, OSError and ValueError.
+        `owner` is the number of the host's user, which an ordinary `user` with a name gets. Raises DiskError, OSError
+        and ValueError.
         """
         device = disk.mount(device, size, new)
         self._mounts.append(disk.DISK)
@@ -86,6 +89,8 @@ class Root:
         account = self._account(user)
         self.home = account.home
         arranged = arrange(places, account.home, self._real)
+        if not user.isdecimal() and ordinary(account.uid) and owner not in (0, account.uid):
+            account = self._adopt(account, owner, arranged)
         for place in arranged:
             try:
                 self._put(place, account)
@@ -153,6 +158,19 @@ class Root:
         except LookupError:
             # Each command says so by itself; no place depends on such a user's home.
             return User(name, 0, 0, "/", "/bin/sh")
+
+    def _adopt(self, account: User, owner: int, places: Sequence[Place]) -> User:
+        from airlockd.owner import NumberTakenError, adopt
+
+        caches = [f"{CACHE}/{place.directory}" for place in places if place.kind == "cache"]
+        try:
+            return adopt(self._directory, account, owner, filter(os.path.isdir, caches))
+        except NumberTakenError:
+            why = "another user of the sandbox has it"
+        except OSError as error:
+            why = f"{error.filename}: {error.strerror}"
+        self.warnings.append(f"{account.name} cannot have the number {owner} of the project's files: {why}")
+        return account
 
     def _put(self, place: Place, account: User) -> None:
         if place.kind == "share":

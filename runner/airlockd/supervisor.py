@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from airlockd import files
     from airlockd.protocol.mux import Message
 
-VERSION = 10
+VERSION = 11
 """Of the calls below; the host refuses an image whose airlockd speaks another."""
 _CHILDREN = "/proc/1/task/1/children"
 DESCRIPTORS = 65536
@@ -146,7 +146,10 @@ class Supervisor:
             root_key=header["root_key"],
             places=header["places"],
             user=str(header["user"]),
+            owner=int(header["owner"]),
         )
+        for warning in self._root.warnings:
+            self._log("warning", warning)
         self._inside = self._inside._replace(namespace=self._root.namespace, hardened=self._root.hardened)
         identity.write(SANDBOX, header["hostname"], header["machine_id"])
         if self._root.files:

@@ -58,6 +58,11 @@ def look_up(wanted: str, etc: str = "/etc", opener: Callable[[str, int], int] | 
     return found._replace(groups=tuple(_groups(found.name, _lines(f"{etc}/group", opener))))
 
 
+def ordinary(uid: int) -> bool:
+    """Whether it is the number of a person, and not of a user that the system has for itself (Debian Policy 9.2.2)."""
+    return 1000 <= uid < 60000
+
+
 def runtime_directory(user: User) -> dict[str, str]:
     """The variable for a directory of this user's own that is gone with the sandbox, made as logind would make it.
 

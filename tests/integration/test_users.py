@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -75,3 +76,72 @@ def test_a_user_that_the_image_lacks_is_named(airlock: Airlock, project: Path) -
     done = airlock("start", "--", "true", cwd=project)
     assert done.returncode == 126
     assert b"airlock: true: the sandbox has no user nobody-here\n" in done.stderr
+
+
+OWNER = os.geteuid() or 4321
+HIS = 59000 if OWNER != 59000 else 59001
+CACHE = '[disk.cache.tools]\npaths = ["/home/agent/tools"]'
+
+
+@pytest.fixture
+def with_agent(airlock: Airlock, base_image: object, project: Path) -> Path:
+    """A project of an ordinary user of the host, whose sandbox has a user as a recipe would make him."""
+    project.chmod(0o755)
+    write_config(project, CACHE)
+    script = (
+        f"echo agent:x:{HIS}:100:A:/home/agent:/bin/sh >>/etc/passwd && cd /home/agent && mkdir dir &&"
+        f"touch tools/his dir/his && ln -s /etc/debian_version link && chown -hR {HIS}:100 . &&"
+        "touch roots && cp -a dir /airlock/disk"
+    )
+    done = airlock("start", "--", "sh", "-c", script, cwd=project)
+    assert done.returncode == 0, done.stderr
+    if os.geteuid() == 0:
+        os.chown(project, OWNER, -1)
+    write_config(project, f'user = "agent"\n{CACHE}')
+    return project
+
+
+def test_an_ordinary_user_has_the_number_of_the_projects_files(airlock: Airlock, with_agent: Path) -> None:
+    where = "~ tools tools/his dir dir/his link roots /etc/debian_version /airlock/disk/dir/his"
+    script = f"touch here && cd && id -un; stat -c '%n %u:%g' {where}"
+    done = airlock("start", "--", "sh", "-c", script, cwd=with_agent)
+    assert done.stderr == b"", done.stderr
+    assert done.stdout.decode().splitlines() == [
+        "agent", f"/home/agent {OWNER}:100", f"tools {OWNER}:100", f"tools/his {OWNER}:100", f"dir {OWNER}:100",
+        f"dir/his {OWNER}:100", f"link {OWNER}:100", "roots 0:0", "/etc/debian_version 0:0",
+        f"/airlock/disk/dir/his {HIS}:100",
+    ]  # fmt: skip
+    assert (with_agent / "here").stat().st_uid == OWNER
+    # It stays so, and the file of users has nothing else changed.
+    script = (
+        "id -u; ls -A /etc | grep passwd; wc -l </etc/passwd; stat -c '%a %U' /etc/passwd; touch ~/more here"
+    )
+    done = airlock("start", "--", "sh", "-c", script, cwd=with_agent)
+    number, *files, lines, mode = done.stdout.decode().splitlines()
+    assert (number, files, mode) == (str(OWNER), ["passwd"], "644 root")
+    assert int(lines) > 15
+
+
+def test_a_number_that_another_user_has_is_not_given_away(airlock: Airlock, with_agent: Path) -> None:
+    write_config(with_agent, CACHE)
+    taken = f"echo other:x:{OWNER}:{OWNER}::/:/bin/sh >>/etc/passwd"
+    assert airlock("start", "--", "sh", "-c", taken, cwd=with_agent).returncode == 0
+    write_config(with_agent, f'user = "agent"\n{CACHE}')
+    done = airlock("start", "--", "id", "-u", cwd=with_agent)
+    assert done.stdout.decode() == f"{HIS}\n"
+    assert (
+        b"agent cannot have the number %d of the project's files: another user of the sandbox has it" % OWNER
+        in (done.stderr)
+    )
+
+
+def test_who_asks_for_a_number_has_it(airlock: Airlock, with_agent: Path) -> None:
+    write_config(with_agent, f'user = "{HIS}"\n{CACHE}')
+    assert airlock("start", "--", "id", "-un", cwd=with_agent).stdout == b"agent\n"
+
+
+def test_roots_project_is_said_to_be_roots(airlock: Airlock, base_image: object, project: Path) -> None:
+    write_config(project, 'user = "games"')
+    said = b"the project is root's: games can write there only where everybody may"
+    assert (said in airlock("start", "--", "true", cwd=project).stderr) is (os.geteuid() == 0)
+    assert said not in airlock("start", "--", "true", cwd=project).stderr

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airlockd.owner import NumberTakenError, renumbered
 from airlockd.process import login_argv
-from airlockd.user import ROOT, User, look_up
+from airlockd.user import ROOT, User, look_up, ordinary
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,3 +88,28 @@ def test_a_login_shell_passes_every_word_on(argv: Sequence[str]) -> None:
 def test_a_login_shell_alone_and_one_that_is_not_posix() -> None:
     assert login_argv("/usr/bin/fish", []) == ["/usr/bin/fish", "-l"]
     assert login_argv("/usr/bin/fish", ["true"])[0] == "/bin/sh"
+
+
+WITH_AGENT = b"root:x:0:0:root:/root:/bin/bash\nagent:x:1000:1000:A,,,:/home/agent:/bin/bash\nbroken:x\n"
+AGENT = User("agent", 1000, 1000, "/home/agent", "/bin/bash")
+
+
+def test_one_number_in_passwd_is_another() -> None:
+    assert renumbered(WITH_AGENT, AGENT, 501) == WITH_AGENT.replace(b":1000:1000:", b":501:1000:")
+    twice = WITH_AGENT + b"agent:x:1000:1000::/:/bin/sh\n"
+    assert renumbered(twice, AGENT, 501).count(b"501") == 1
+    with pytest.raises(NumberTakenError):
+        renumbered(WITH_AGENT + b"other:x:501:501::/:/bin/sh\n", AGENT, 501)
+
+
+@pytest.mark.parametrize("passwd", [b"", b"agent:x:1001:1001::/:/bin/sh\n", WITH_AGENT + b"#" * (1 << 20)])
+def test_a_passwd_without_that_line_or_too_long_stays(passwd: bytes) -> None:
+    with pytest.raises(OSError, match="/etc/passwd"):
+        renumbered(passwd[: 1 << 20], AGENT, 501)
+
+
+@pytest.mark.parametrize(
+    ("uid", "is_one"), [(0, False), (999, False), (1000, True), (59999, True), (65534, False)]
+)
+def test_numbers_of_people(uid: int, is_one: bool) -> None:
+    assert ordinary(uid) is is_one
