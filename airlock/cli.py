@@ -16,6 +16,7 @@ import click
 from airlock import __version__
 from airlock.commands import ALIASES, COMMANDS, root_help
 from airlock.failure import USAGE, explain
+from airlock_store.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -164,6 +165,38 @@ def recipes(context: object, parameter: object, incomplete: str) -> list[Complet
     if "/" in incomplete or incomplete.startswith(("~", ".")):
         return paths(context, parameter, incomplete)
     return [CompletionItem(each.name) for each in find_recipes() if each.name.startswith(incomplete)]
+
+
+def _variables(_context: object, _parameter: object, given: tuple[str, ...]) -> dict[str, str]:
+    from airlock_store.settings import check_env
+
+    found = {}
+    for pair in given:
+        name, separator, value = pair.partition("=")
+        if not separator and name not in os.environ:
+            raise UsageError(
+                f"-e {pair}: there is no such variable here",
+                hint="to set one in the sandbox alone: -e NAME=VALUE",
+            )
+        found[name] = value if separator else os.environ[name]
+        try:
+            check_env(name, found[name])
+        except ValueError as error:
+            raise UsageError(f"-e: {error}") from error
+    return found
+
+
+def _names(_context: object, _parameter: object, incomplete: str) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(name) for name in os.environ if name.startswith(incomplete)]
+
+
+variables = click.option(
+    "-e", "--env", metavar="K[=V]", multiple=True, callback=_variables, shell_complete=_names,
+    help="Set a variable for CMD, or pass on the one that is set here; may be repeated.",
+)  # fmt: skip
+"""The option of commands that run one in the sandbox: they get a dictionary, `env`."""
 
 
 def command(

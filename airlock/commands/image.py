@@ -66,6 +66,7 @@ def inspect(ref: str, as_json: bool) -> None:
         "memory": found.vm.memory,
         "cpus": found.vm.cpus,
         "harden": found.vm.harden,
+        "user": found.vm.user,
         "command": list(found.vm.command),
         "env": dict(found.env),
     }

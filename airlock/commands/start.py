@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from airlock.cli import command, directories, face, paths, recipes
+from airlock.cli import command, directories, face, paths, recipes, variables
 from airlock.output import note
 from airlock_store.errors import ConfigError, UsageError
 
@@ -32,6 +32,7 @@ image = "base"
         "airlock start",
         "airlock start -- uname -a",
         "echo data | airlock -q start -- sha256sum",
+        "airlock start -e CI=1 -- make test",
         "airlock start --image ./my-image.toml -- uname -r",
     ],
     context_settings={"allow_interspersed_args": False},
@@ -53,6 +54,7 @@ image = "base"
     "--sandbox-cwd", "cwd", metavar="DIR", shell_complete=directories,
     help="Directory in the sandbox to start in (default: this one).",
 )  # fmt: skip
+@variables
 @click.option("-d", "--detach", is_flag=True, help="Leave the sandbox running, for exec, until airlock stop.")
 @click.option("--cold", is_flag=True, help="Boot the kernel, do not restore or save machine state.")
 @click.option("-v", "--verbose", count=True, help="Say more about the start.")
@@ -64,6 +66,7 @@ def start(
     log_level: str,
     login: bool,
     cwd: str | None,
+    env: dict[str, str],
     detach: bool,
     cold: bool,
     verbose: int,
@@ -81,7 +84,7 @@ def start(
     from airlock_runner.start import StartRequest
     from airlock_runner.start import start as start_session
 
-    if detach and (argv or login or cwd):
+    if detach and (argv or login or cwd or env):
         raise UsageError(
             "--detach runs no command", hint="run commands with `airlock exec` once it has started"
         )
@@ -101,6 +104,7 @@ def start(
         argv=argv,
         login=login,
         cwd=cwd,
+        env=env,
         accel=accel,
         quiet=face().quiet,
         verbosity=verbose,

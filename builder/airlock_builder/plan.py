@@ -47,7 +47,7 @@ VERSIONS = {
     "kernel-config": 1,
     "compile": 1,
     "initrd": 3,
-    "image": 3,
+    "image": 4,
 }
 """The version of each step's code. Raise it when the same inputs come to mean other bytes."""
 
@@ -118,6 +118,7 @@ def make_plan(loaded: LoadedRecipe, ingredients: Ingredients) -> Plan:
             "cpus": recipe.vm.cpus,
             "harden": recipe.vm.harden,
             "command": list(recipe.vm.command),
+            "user": recipe.vm.user,
         },
         "env": dict(recipe.env),
         "brings": brought(loaded.document),

@@ -18,7 +18,7 @@ from airlock_builder.lookup import find_recipes, resolve
 from airlock_store.errors import ConfigError, Location
 from airlock_store.schema import Elements, decode
 from airlock_store.services import Bind, Daemon, lay
-from airlock_store.settings import check_env, check_name, parse_argv
+from airlock_store.settings import check_env, check_name, parse_argv, parse_user
 from airlock_store.sizes import MIB, parse_size
 
 if TYPE_CHECKING:
@@ -166,6 +166,7 @@ class VmSection:
     cpus: int | None = None
     harden: bool | None = None
     command: tuple[str, ...] = field(default=(), metadata={"parse": _parse_command})
+    user: str | None = field(default=None, metadata={"parse": parse_user})
 
     def __post_init__(self) -> None:
         if self.cpus is not None and not 1 <= self.cpus <= 255:

@@ -35,7 +35,7 @@ class CommandDefaults:
         """The project's word over the image's over airlock's."""
         return cls(
             environment={"PATH": PATH, "LANG": "C.UTF-8", **image.env, **config.env},
-            user=first(config.vm.user, USER),
+            user=first(config.vm.user, image.vm.user, USER),
             harden=first(config.vm.harden, image.vm.harden, True),
         )
 

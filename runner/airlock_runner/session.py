@@ -239,7 +239,7 @@ class Session:
             "argv": argv,
             "cwd": working_directory(self._project.root, self._request.cwd),
             "login": login,
-            **defaults.call(command_environment({})),
+            **defaults.call(command_environment(self._request.env)),
         }
 
         def refused(header: Header) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from airlock_runner import approval, daemons, timeline
@@ -23,6 +23,7 @@ from airlock_store.errors import AirlockError, ConfigError, noting
 from airlock_store.sizes import format_size
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from airlock_runner.config import ProjectConfig
@@ -47,9 +48,9 @@ class StartRequest:
     """What `airlock start` wants. An empty `argv` means the image's command, or a shell.
 
     In the `background` there is no command: the sandbox runs until it is stopped. `login`: by the user's login shell.
-    `cwd`: the command's directory in the sandbox, None for ours if it is shared. `states` is where saved machine states
-    are kept, or None for a cold boot. `agreed` is what the config said when `config` was made of it, by
-    `approval.require`.
+    `cwd`: the command's directory in the sandbox, None for ours if it is shared. `env` are variables of it alone.
+    `states` is where saved machine states are kept, or None for a cold boot. `agreed` is what the config said when
+    `config` was made of it, by `approval.require`.
     """
 
     project: Project
@@ -58,6 +59,7 @@ class StartRequest:
     argv: tuple[str, ...]
     login: bool = False
     cwd: str | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
     accel: str = "auto"
     quiet: bool = False
     verbosity: int = 0

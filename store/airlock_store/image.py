@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from airlock_store.errors import StoreError
+from airlock_store.settings import parse_user
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,6 +38,7 @@ class VmDefaults:
     cpus: int | None = None
     harden: bool | None = None
     command: tuple[str, ...] = ()
+    user: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,7 @@ def load_image(path: Path) -> Image:
             cpus=vm.optional(int, "cpus"),
             harden=vm.optional(bool, "harden"),
             command=vm.texts("command"),
+            user=vm.user("user"),
         ),
         env=manifest.table("env").all_texts(),
         brings=manifest.optional_table("brings").raw(),
@@ -165,6 +168,13 @@ class _Fields:
         if value is None or type(value) is kind:
             return value
         return self._wrong(name, f"{kind.__name__} or null")
+
+    def user(self, name: str) -> str | None:
+        value = self.optional(str, name)
+        try:
+            return value if value is None else parse_user(value)
+        except ValueError:
+            self._wrong(name, "a user's name or number")
 
     def one_of(self, name: str, known: tuple[str, ...]) -> str:
         value = self.text(name)

@@ -11,6 +11,7 @@ from typing import Any
 
 NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 RESERVED = ("proc", "sys", "dev", "airlock")
+USER_PATTERN = "[A-Za-z_][A-Za-z0-9_.-]{0,31}|[0-9]{1,9}"
 SIGNALS = ("TERM", "INT", "HUP", "QUIT", "USR1", "USR2", "KILL")
 MAX_SECONDS, MAX_COUNT, MAX_TEXT = 86400, 1_000_000, 4096
 
@@ -101,6 +102,13 @@ def parse_guest_path(value: object) -> str:
     if not path.startswith("/"):
         raise ValueError(f"{path!r} is not absolute")
     return path
+
+
+def parse_user(value: object) -> str:
+    """The name of a user in the sandbox, or a number of one as a string. Raises ValueError."""
+    if not isinstance(value, str) or not re.fullmatch(USER_PATTERN, value):
+        raise ValueError('expected the name of a user or a number in quotes, such as "1000"')
+    return value
 
 
 def parse_argv(value: object) -> tuple[str, ...]:

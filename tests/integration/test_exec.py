@@ -49,11 +49,10 @@ def test_a_relative_directory_is_relative_to_ours(sandbox: Running) -> None:
 
 
 def test_directory_and_environment(airlock: Airlock, sandbox: Running) -> None:
-    script = "pwd; echo $GREETING $ONE $TWO $HOME"
-    done = airlock(
-        "x", "-w", "/usr", "-e", "ONE=1 and", "-e", "TWO=", "sh", "-c", script, cwd=sandbox.project
-    )
-    assert done.stdout == b"/usr\nhello 1 and /root\n"
+    script = "pwd; echo $GREETING $ONE $TWO $OURS $HOME"
+    options = ("-w", "/usr", "-e", "ONE=1 and", "-e", "TWO=", "-e", "OURS")
+    done = airlock("x", *options, "sh", "-c", script, cwd=sandbox.project, env={"OURS": "a=b"})
+    assert done.stdout == b"/usr\nhello 1 and a=b /root\n"
     assert sandbox.sh('echo "$PRICE"') == "$5 US $$ $USD\n"
 
 

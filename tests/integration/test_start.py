@@ -91,6 +91,15 @@ def test_what_a_command_finds(airlock: Airlock, base_image: Image, tmp_path: Pat
     assert os.access(project / "from-guest", os.X_OK)
 
 
+def test_variables_of_the_command_come_on_top(airlock: Airlock, project: Path) -> None:
+    write_config(project, '[env]\nONE = "1"\nTWO = "2"')
+    options = ("-e", "TWO=two", "-e", "OURS")
+    done = airlock(
+        "start", *options, "--", "sh", "-c", "echo $ONE $TWO $OURS", cwd=project, env={"OURS": "a=b"}
+    )
+    assert done.stdout == b"1 two a=b\n"
+
+
 def test_what_airlockd_says_is_shown_by_level(airlock: Airlock, project: Path) -> None:
     debug = airlock("start", "--log-level", "debug", "--", "true", cwd=project).stderr.decode()
     assert re.search(r"airlockd: process \d+: true: started\n", debug)

@@ -341,7 +341,7 @@ def test_show_tells_each_value_with_its_place(
         "# share: auto\n"
         "# kernel: the image's\n"
         "# initrd: the image's\n"
-        "# user: root\n"
+        "# user: the image's, or root\n"
         "\n[env]\n"
         '"a b" = "${SECRET}\\u001b[2J"  # airlock.local.yaml:3\n'
         "\n[disk]\n"

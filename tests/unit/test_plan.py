@@ -111,9 +111,17 @@ def test_what_a_change_rebuilds(tmp_path: Path, change: str) -> None:
 
 
 def test_an_image_has_the_machine_that_the_recipe_describes(tmp_path: Path) -> None:
-    body = '[vm]\nmemory = "1 GB"\ncpus = 3\nharden = false\ncommand = ["a", "b"]\n[env]\nA = "1"\n'
+    body = (
+        '[vm]\nmemory = "1 GB"\ncpus = 3\nharden = false\ncommand = ["a", "b"]\nuser = "me"\n[env]\nA = "1"\n'
+    )
     image = plan_of(tmp_path, body).image
-    assert image.parameters["vm"] == {"memory": 1 << 30, "cpus": 3, "harden": False, "command": ["a", "b"]}
+    assert image.parameters["vm"] == {
+        "memory": 1 << 30,
+        "cpus": 3,
+        "harden": False,
+        "command": ["a", "b"],
+        "user": "me",
+    }
     assert image.parameters["env"] == {"A": "1"}
 
 

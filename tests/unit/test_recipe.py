@@ -58,6 +58,7 @@ def test_tables_merge_arrays_append_scalars_override(recipes: Recipes) -> None:
         memory = "1 GB"
         cpus = 1
         command = ["/bin/one", "-1"]
+        user = "agent"
         [env]
         A = "1"
         B = "1"
@@ -90,6 +91,7 @@ def test_tables_merge_arrays_append_scalars_override(recipes: Recipes) -> None:
         RootfsFile("/etc/one", b"1", 0o644),
     )
     assert (recipe.vm.memory, recipe.vm.cpus) == (1 << 30, 2)
+    assert recipe.vm.user == "agent"
     assert recipe.vm.command == ("/bin/two",), "a command is one value, not a list to add to"
     assert dict(recipe.env) == {"A": "1", "B": "2"}
     assert [path.stem for path in loaded.sources] == ["one", "two"]

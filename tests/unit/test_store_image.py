@@ -35,7 +35,7 @@ def image(tmp_path: Path) -> Image:
         rootfs_key="1" * 32,
         features=("sandbox", "docker"),
         kernel_options=MappingProxyType({"EXT4_FS": "y", "LOCALVERSION": '"-airlock"'}),
-        vm=VmDefaults(memory=1 << 30, cpus=2, harden=False, command=("/bin/sh", "-l")),
+        vm=VmDefaults(memory=1 << 30, cpus=2, harden=False, command=("/bin/sh", "-l"), user="agent"),
         env=MappingProxyType({"A": "b=c"}),
     )
     (tmp_path / MANIFEST).write_bytes(encode_image(image))
@@ -92,6 +92,8 @@ def change(path: Path, edit: Any) -> None:
         (lambda fields: fields["vm"].update(cpus=True), "vm.cpus should be int or null"),
         (lambda fields: fields["vm"].update(harden=1), "vm.harden should be bool or null"),
         (lambda fields: fields["vm"].update(command=[1]), "vm.command should be a list of strings"),
+        (lambda fields: fields["vm"].update(user=1000), "vm.user should be str or null"),
+        (lambda fields: fields["vm"].update(user="a\x1b[2J"), "vm.user should be a user's name or number"),
         (lambda fields: fields.update(env={"A": 1}), "env.A should be a string"),
     ],
 )

@@ -36,7 +36,7 @@ def build(work: Work) -> None:
         rootfs_format="ext4",
         rootfs_key=work.inputs["disk"].key,
         features=tuple(parameters["features"]),
-        vm=VmDefaults(vm["memory"], vm["cpus"], vm["harden"], tuple(vm["command"])),
+        vm=VmDefaults(vm["memory"], vm["cpus"], vm["harden"], tuple(vm["command"]), vm["user"]),
         env=MappingProxyType(dict(parameters["env"])),
         brings=MappingProxyType(dict(parameters["brings"])),
     )

@@ -6,7 +6,6 @@ What is None here is left to the image's own defaults; the runner puts the two t
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import MISSING, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,11 +19,13 @@ from airlock_store.settings import (
     PATH_SCHEMA,
     TARGET,
     TARGET_SCHEMA,
+    USER_PATTERN,
     check_env,
     check_name,
     enabled,
     parse_path,
     parse_target,
+    parse_user,
     setting,
 )
 from airlock_store.sizes import GIB, MIB, SIZE_PATTERN, TIB, format_size, parse_size
@@ -37,7 +38,6 @@ MIN_DISK, MAX_DISK = 64 * MIB, 16 * TIB
 MAX_CPUS, MAX_PATHS = 255, 256
 SIZE_SCHEMA = {"type": "string", "title": "size", "pattern": SIZE_PATTERN, "examples": ["512 MB", "1.5 GB"]}
 PRESET_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-USER_PATTERN = "[A-Za-z_][A-Za-z0-9_.-]{0,31}|[0-9]{1,9}"
 _INNER = r"(?![/~])(?:\./+)*(?!\.?(?:/|$))"
 INNER_SCHEMA = {"type": "string", "title": "path", "pattern": rf"^{NO_WAY_UP}{_INNER}[^\x00]+$"}
 SANDBOX_SCHEMA = {
@@ -76,13 +76,6 @@ def parse_image(value: object) -> str:
     """The name of a recipe, the path of a recipe file, or a store path. Raises ValueError."""
     if not isinstance(value, str) or not value or "\0" in value:
         raise ValueError("expected the name of a recipe, the path of a recipe file, or a store path")
-    return value
-
-
-def parse_user(value: object) -> str:
-    """The name of a user in the sandbox, or a number of one as a string. Raises ValueError."""
-    if not isinstance(value, str) or not re.fullmatch(USER_PATTERN, value):
-        raise ValueError('expected the name of a user or a number in quotes, such as "1000"')
     return value
 
 
@@ -163,7 +156,7 @@ class VmConfig:
 
     user: str | None = setting(
         "the user that commands run as: a name that the image has, or a number",
-        unset="root", parse=parse_user, schema={"type": "string", "pattern": f"^({USER_PATTERN})$"},
+        unset="the image's, or root", parse=parse_user, schema={"type": "string", "pattern": f"^({USER_PATTERN})$"},
     )  # fmt: skip
 
 
