@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+from typing import TYPE_CHECKING
 
 from airlockd import linux
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 # Compiled before a machine is saved.
 _HOSTNAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_OURS = b"# By airlock: what is shared has the owners that it has on the host.\n[safe]\n"
 _MACHINE_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -30,6 +35,27 @@ def write(root: str, hostname: str, machine_id: str) -> None:
             _write(etc, "hostname", b"%s\n" % name, os.O_TRUNC)
     finally:
         os.close(etc)
+
+
+def trust(root: str, directories: Iterable[str]) -> None:
+    """Have git work in directories that belong to somebody else (git-config(1), safe.directory).
+
+    A gitconfig that is not airlock's stays.
+    """
+    etc = os.open(f"{root}/etc", os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        there, wanted = _read(etc, "gitconfig"), gitconfig(directories)
+        if there != wanted and (not there or there.startswith(_OURS)):
+            _write(etc, "gitconfig", wanted, os.O_TRUNC)
+    finally:
+        os.close(etc)
+
+
+def gitconfig(directories: Iterable[str]) -> bytes:
+    """The file that trusts these directories, and what is below them."""
+    quoted = (each.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") for each in directories)
+    lines = (f'\tdirectory = "{each}"\n\tdirectory = "{each}/*"\n' for each in quoted)
+    return _OURS + os.fsencode("".join(lines))
 
 
 def scatter_pids() -> None:

@@ -52,6 +52,8 @@ class Root:
         self.namespace = self.hardened = -1
         self.home = "/"
         self.files: list[FilePlace] = []
+        self.foreign: list[str] = []
+        """Shared directories whose owner is not the user of the commands."""
         self.warnings: list[str] = []
         self._mounts: list[str] = []
         self._masks: set[int] = set()
@@ -91,6 +93,8 @@ class Root:
         arranged = arrange(places, account.home, self._real)
         if not user.isdecimal() and ordinary(account.uid) and owner not in (0, account.uid):
             account = self._adopt(account, owner, arranged)
+        if owner != account.uid:
+            self.foreign = [place.target for place in arranged if place.kind == "share"]
         for place in arranged:
             try:
                 self._put(place, account)

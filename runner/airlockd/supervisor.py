@@ -152,6 +152,8 @@ class Supervisor:
             self._log("warning", warning)
         self._inside = self._inside._replace(namespace=self._root.namespace, hardened=self._root.hardened)
         identity.write(SANDBOX, header["hostname"], header["machine_id"])
+        if self._root.foreign:
+            identity.trust(SANDBOX, self._root.foreign)
         if self._root.files:
             # Costs a moment that starts without files need not wait for.
             from airlockd.files import Files

@@ -112,6 +112,8 @@ def test_an_ordinary_user_has_the_number_of_the_projects_files(airlock: Airlock,
         f"/airlock/disk/dir/his {HIS}:100",
     ]  # fmt: skip
     assert (with_agent / "here").stat().st_uid == OWNER
+    # Who owns the files needs no exception from git.
+    assert airlock("start", "--", "test", "!", "-e", "/etc/gitconfig", cwd=with_agent).returncode == 0
     # It stays so, and the file of users has nothing else changed.
     script = (
         "id -u; ls -A /etc | grep passwd; wc -l </etc/passwd; stat -c '%a %U' /etc/passwd; touch ~/more here"
@@ -145,3 +147,28 @@ def test_roots_project_is_said_to_be_roots(airlock: Airlock, base_image: object,
     said = b"the project is root's: games can write there only where everybody may"
     assert (said in airlock("start", "--", "true", cwd=project).stderr) is (os.geteuid() == 0)
     assert said not in airlock("start", "--", "true", cwd=project).stderr
+
+
+def test_git_may_work_in_what_is_shared_and_not_ours(
+    airlock: Airlock, base_image: object, project: Path
+) -> None:
+    """By a file that belongs to airlock, and follows the shares, for as long as nobody else has written it."""
+    other = project / 'a "b" \\c'
+    other.mkdir()
+    project.chmod(0o755)
+    user = "games" if os.geteuid() == 0 else "root"
+    start = ("start", "-q", "--", "cat", "/etc/gitconfig")
+    write_config(project, f'user = "{user}"')
+    lines = airlock(*start, cwd=project).stdout.decode().splitlines()
+    assert lines[1:] == ["[safe]", f'\tdirectory = "{project}"', f'\tdirectory = "{project}/*"']
+    write_config(
+        project, f"user = \"{user}\"\n[mounts.other]\nsource = '{other}'\ntarget = '/mnt/{other.name}'"
+    )
+    lines = airlock(*start, cwd=project).stdout.decode().splitlines()
+    assert len(lines) == 6
+    assert {r'	directory = "/mnt/a \"b\" \\c"', r'	directory = "/mnt/a \"b\" \\c/*"'} < set(lines)
+    write_config(project, "")
+    change = ("start", "--", "sh", "-c", "echo '[user]' >/etc/gitconfig")
+    assert airlock(*change, cwd=project).returncode == 0
+    write_config(project, f'user = "{user}"')
+    assert airlock(*start, cwd=project).stdout == b"[user]\n"
