@@ -78,6 +78,7 @@ def _asked(name: str, daemon: DaemonConfig) -> dict[str, Any]:
         "name": name,
         "command": daemon.command,
         "cwd": daemon.cwd,
+        "user": daemon.user,
         "env": daemon.env,
         "harden": daemon.harden,
         "signal": _NUMBERS[daemon.signal],

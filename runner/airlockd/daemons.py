@@ -26,6 +26,7 @@ class Spec(NamedTuple):
     name: str
     argv: Sequence[str]
     cwd: str
+    user: str
     env: Mapping[str, str]
     harden: bool
     signal: int
@@ -265,6 +266,7 @@ def parse(asked: Mapping[str, Any], base: Mapping[str, str]) -> Spec:
         name=str(asked["name"]),
         argv=[str(word) for word in asked["command"]],
         cwd=str(asked["cwd"]),
+        user=str(asked["user"]),
         env={**base, **{str(key): str(value) for key, value in asked["env"].items()}},
         harden=bool(asked["harden"]),
         signal=int(signal.Signals(asked["signal"])),

@@ -456,7 +456,7 @@ class _World:
         on_started: Callable[[SpawnError | None], None],
     ) -> int:
         supervisor = self._supervisor
-        command = Command(argv, cwd, spec.env, None, spec.harden, "root", False, (0, 0, 0))
+        command = Command(argv, cwd, spec.env, None, spec.harden, spec.user, False, (0, 0, 0))
         return self._child.start(
             supervisor._loop,
             command,

@@ -89,8 +89,9 @@ def become(user: User) -> None:
     """Turn this process into `user`, with the terminal or pipes on 0, 1 and 2 his own. Raises OSError."""
     if user.uid:
         for fd in range(3):
-            # Programs open /dev/stdout, /dev/tty and the like anew.
-            os.fchown(fd, user.uid, -1)
+            # Programs open /dev/stdout, /dev/tty and the like anew. /dev/null is everybody's.
+            if not stat.S_ISCHR(os.fstat(fd).st_mode) or os.isatty(fd):
+                os.fchown(fd, user.uid, -1)
     # The primary group among them, as initgroups(3) has it.
     os.setgroups(sorted({user.gid, *user.groups}))
     os.setgid(user.gid)

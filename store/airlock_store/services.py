@@ -19,6 +19,7 @@ from airlock_store.settings import (
     SIGNAL_SCHEMA,
     TARGET_SCHEMA,
     TEXT_SCHEMA,
+    USER_SCHEMA,
     check_env,
     enabled,
     parse_argv,
@@ -29,6 +30,7 @@ from airlock_store.settings import (
     parse_signal,
     parse_target,
     parse_text,
+    parse_user,
     setting,
 )  # fmt: skip
 
@@ -72,7 +74,7 @@ _ONE_OF = [
 
 @dataclass(frozen=True, slots=True)
 class Daemon:
-    """A program that runs in the background, as root, from before the command until after it."""
+    """A program that runs in the background, from before the command until after it."""
 
     command: tuple[str, ...] = setting(
         "program and arguments", unset="required", default=MISSING, parse=parse_argv, schema=ARGV_SCHEMA
@@ -80,6 +82,10 @@ class Daemon:
     cwd: str = setting(
         "its directory", default="/", unset="/", parse=parse_guest_path, schema=GUEST_PATH_SCHEMA
     )
+    user: str = setting(
+        "the user that it runs as: a name that the image has, or a number",
+        default="root", unset="root", parse=parse_user, schema=USER_SCHEMA,
+    )  # fmt: skip
     env: Mapping[str, str] = field(default_factory=dict, metadata={"each": check_env, "schema": ENV_SCHEMA})
     signal: str = setting(
         "what it is told to end by",

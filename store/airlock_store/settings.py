@@ -24,6 +24,7 @@ NAMES_SCHEMA = {"pattern": f"^{NAME_PATTERN}$"}
 PATH_SCHEMA = {"type": "string", "title": "path", "pattern": r"^(?:~|~/[^\x00]*|[^~\x00][^\x00]*)$"}
 TARGET_SCHEMA = {"type": "string", "title": "path", "pattern": f"^{NO_WAY_UP}{TARGET}$"}
 GUEST_PATH_SCHEMA = {"type": "string", "title": "path", "pattern": r"^/[^\x00]*$"}
+USER_SCHEMA = {"type": "string", "pattern": f"^({USER_PATTERN})$"}
 SIGNAL_SCHEMA = {"type": "string", "title": "signal", "enum": [*SIGNALS, *(f"SIG{name}" for name in SIGNALS)]}
 SECONDS_SCHEMA = {"type": "number", "minimum": 0, "maximum": MAX_SECONDS}
 TEXT_SCHEMA = {"type": "string", "minLength": 1, "maxLength": MAX_TEXT}

@@ -49,6 +49,25 @@ def test_they_start_in_order_and_the_command_after_them(
     ]
 
 
+def test_one_runs_as_the_user_that_it_names(airlock: Airlock, project: Path) -> None:
+    write_config(
+        project,
+        """
+[daemons.his]
+command = ["sh", "-c", "id -un; id -gn; echo $HOME >>/dev/stdout; touch /tmp/his; exec sleep 1000"]
+user = "games"
+ready = { command = ["sh", "-c", "[ $(id -un) = games ] && test -O /tmp/his"] }
+[daemons.roots]
+command = ["sh", "-c", "id -un; exec sleep 1000"]
+after = ["his"]
+""",
+    )
+    script = "cat /airlock/daemons/*/stdout.log; stat -c '%U %a' /dev/null; ls -A /airlock/daemons/his"
+    done = airlock("start", "--", "sh", "-ec", script, cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == b"games games /usr/games root root 666 stderr.log stdout.log".split()
+
+
 def test_ports_and_sockets_tell_that_one_is_ready(airlock: Airlock, project: Path) -> None:
     perl = "use IO::Socket::INET; my $s = IO::Socket::INET->new(Listen=>9,LocalPort=>8099) or die; sleep 600"
     unix = "use IO::Socket::UNIX; my $s = IO::Socket::UNIX->new(Listen=>9,Local=>'/run/ready.sock') or die; sleep 600"

@@ -80,9 +80,9 @@ class FakeWorld:
 
 
 def spec(name: str, **changes: Any) -> Spec:
-    return Spec(name, ["/bin/x"], "/", {}, True, int(signal.SIGTERM), 10.0, True, 3, None, 30.0, ())._replace(
-        **changes
-    )
+    return Spec(
+        name, ["/bin/x"], "/", "root", {}, True, int(signal.SIGTERM), 10.0, True, 3, None, 30.0, ()
+    )._replace(**changes)
 
 
 class Outcome:
@@ -329,8 +329,9 @@ def test_whatever_happens_a_stop_ends_and_nothing_is_left(data: st.DataObject) -
 
 
 ASKED: Mapping[str, Any] = {
-    "name": "web", "command": ["x", "-y"], "cwd": "/srv", "env": {"A": "1"}, "harden": False, "signal": 2, "timeout": 3,
-    "always": False, "max_restarts": 4, "ready": ["tcp", 80], "ready_timeout": 5, "after": ["db"],
+    "name": "web", "command": ["x", "-y"], "cwd": "/srv", "user": "www", "env": {"A": "1"}, "harden": False,
+    "signal": 2, "timeout": 3, "always": False, "max_restarts": 4,
+    "ready": ["tcp", 80], "ready_timeout": 5, "after": ["db"],
 }  # fmt: skip
 
 
@@ -339,6 +340,7 @@ def test_what_the_host_asks_for() -> None:
         "web",
         ["x", "-y"],
         "/srv",
+        "www",
         {"PATH": "/bin", "A": "1"},
         False,
         2,

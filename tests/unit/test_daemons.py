@@ -33,8 +33,9 @@ def load(root: Path, text: str, local: str = "") -> ProjectConfig:
 def test_defaults_are_those_of_the_manual(root: Path) -> None:
     (one,) = asked(load(root, WEB).daemons)
     assert one == {
-        "name": "web", "command": ("/bin/web",), "cwd": "/", "env": {}, "harden": True, "signal": 15, "timeout": 10.0,
-        "always": True, "max_restarts": 10, "ready": None, "ready_timeout": 30.0, "after": (),
+        "name": "web", "command": ("/bin/web",), "cwd": "/", "user": "root", "env": {}, "harden": True,
+        "signal": 15, "timeout": 10.0, "always": True, "max_restarts": 10,
+        "ready": None, "ready_timeout": 30.0, "after": (),
     }  # fmt: skip
 
 

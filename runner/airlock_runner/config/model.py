@@ -19,7 +19,7 @@ from airlock_store.settings import (
     PATH_SCHEMA,
     TARGET,
     TARGET_SCHEMA,
-    USER_PATTERN,
+    USER_SCHEMA,
     check_env,
     check_name,
     enabled,
@@ -156,7 +156,7 @@ class VmConfig:
 
     user: str | None = setting(
         "the user that commands run as: a name that the image has, or a number",
-        unset="the image's, or root", parse=parse_user, schema={"type": "string", "pattern": f"^({USER_PATTERN})$"},
+        unset="the image's, or root", parse=parse_user, schema=USER_SCHEMA,
     )  # fmt: skip
 
 
