@@ -93,6 +93,9 @@ class Root:
         arranged = arrange(places, account.home, self._real)
         if not user.isdecimal() and ordinary(account.uid) and owner not in (0, account.uid):
             account = self._adopt(account, owner, arranged)
+        if account.uid:
+            # Of everybody, and what lies there of whoever made it: root's daemons have directories there, too.
+            os.chmod(USERDATA, 0o1777)
         if owner != account.uid:
             self.foreign = [place.target for place in arranged if place.kind == "share"]
         for place in arranged:

@@ -33,6 +33,9 @@ def test_commands_run_as_the_configured_user(sandbox: Running) -> None:
     assert sandbox.sh("grep -E '^(Groups|CapEff|CapPrm):' /proc/self/status").split() == [
         "Groups:", "60", "CapPrm:", "0000000000000000", "CapEff:", "0000000000000000",
     ]  # fmt: skip
+    assert sandbox.sh("touch /airlock/disk/his; stat -c '%U %a' /airlock/disk/his /airlock/disk").split() == [
+        "games", "644", "root", "1777",
+    ]  # fmt: skip
     # Of this user alone, and gone with the sandbox.
     assert sandbox.sh("stat -c '%U %a' $XDG_RUNTIME_DIR; findmnt -n -o FSTYPE -T $XDG_RUNTIME_DIR").split() == [
         "games", "700", "tmpfs",
