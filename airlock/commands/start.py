@@ -32,7 +32,7 @@ image = "base"
         "airlock start",
         "airlock start -- uname -a",
         "echo data | airlock -q start -- sha256sum",
-        "airlock start -e CI=1 -- make test",
+        "airlock start --ephemeral -e CI=1 -- make test",
         "airlock start --image ./my-image.toml -- uname -r",
     ],
     context_settings={"allow_interspersed_args": False},
@@ -56,6 +56,9 @@ image = "base"
 )  # fmt: skip
 @variables
 @click.option("-d", "--detach", is_flag=True, help="Leave the sandbox running, for exec, until airlock stop.")
+@click.option(
+    "--ephemeral", is_flag=True, help="Use a disk that is gone afterwards; the project's own stays as it is."
+)
 @click.option("--cold", is_flag=True, help="Boot the kernel, do not restore or save machine state.")
 @click.option("-v", "--verbose", count=True, help="Say more about the start.")
 @click.argument("argv", metavar="[--] [CMD]...", nargs=-1, shell_complete=paths)
@@ -68,6 +71,7 @@ def start(
     cwd: str | None,
     env: dict[str, str],
     detach: bool,
+    ephemeral: bool,
     cold: bool,
     verbose: int,
     argv: tuple[str, ...],
@@ -105,6 +109,7 @@ def start(
         login=login,
         cwd=cwd,
         env=env,
+        ephemeral=ephemeral,
         accel=accel,
         quiet=face().quiet,
         verbosity=verbose,

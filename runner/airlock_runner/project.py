@@ -258,15 +258,15 @@ class Project:
         with self.lock("end it first with `airlock stop`"), self._outer() as outer:
             shutil.rmtree(DIRECTORY.name, dir_fd=outer)
 
-    def ensure_disk(self, size: int) -> tuple[Path, bool]:
+    def ensure_disk(self, size: int, *, ephemeral: bool = False) -> tuple[Path, bool]:
         """The disk's file with at least `size` bytes, sparse; and whether it is new and has to be formatted.
 
         A new one bears another name until `keep_disk`, so that a start that is killed half-way leaves nothing
-        that the next would trust.
+        that the next would trust. An `ephemeral` one is new, and nothing is done to the project's own.
         """
         path = self.directory / DISK
         present = self._look_at(DISK)
-        if present is None:
+        if present is None or ephemeral:
             with self._writing(NEW_DISK):
                 fd = self._open(NEW_DISK, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
                 os.ftruncate(fd, size)
@@ -290,6 +290,10 @@ class Project:
     def keep_disk(self) -> None:
         """The new disk is formatted: give it its name."""
         self._rename(NEW_DISK, DISK)
+
+    def forget_new_disk(self) -> None:
+        """Leave the new disk to whoever has it open."""
+        self.forget(NEW_DISK)
 
     def disk_size(self) -> int | None:
         """Bytes of the disk's file, or None where there is none yet."""

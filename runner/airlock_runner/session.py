@@ -79,7 +79,9 @@ class Session:
         self._pulse: Pulse | None = None
         self._trouble: DiskTrouble | None = None
         qemu = find_qemu(request.image.arch)
-        disk, self._new_disk = self._project.ensure_disk(request.config.disk.size)
+        disk, self._new_disk = self._project.ensure_disk(
+            request.config.disk.size, ephemeral=request.ephemeral
+        )
         for warning in (*mounts.warnings, *network.warnings):
             self.note(0, warning)
         self._owner = self._project.owner()
@@ -165,9 +167,13 @@ class Session:
         mark("configured")
         self._deadline.cancel()
         spec = self._starter.spec
-        if self._new_disk:
-            self._project.keep_disk()
         image, size, powerful = self._request.image, self._request.config.disk.size, self._network.powerful
+        if self._request.ephemeral:
+            # The machine has it open. However this ends, nothing is left of it.
+            self._project.forget_new_disk()
+            size = self._project.disk_size() or size
+        elif self._new_disk:
+            self._project.keep_disk()
         last = self._project.read_state()
         if powerful and (last is None or last.sockets != powerful):
             self.note(0, f"{powerful}: {POWER}")

@@ -49,8 +49,8 @@ class StartRequest:
 
     In the `background` there is no command: the sandbox runs until it is stopped. `login`: by the user's login shell.
     `cwd`: the command's directory in the sandbox, None for ours if it is shared. `env` are variables of it alone.
-    `states` is where saved machine states are kept, or None for a cold boot. `agreed` is what the config said when
-    `config` was made of it, by `approval.require`.
+    `ephemeral`: on a disk that is gone afterwards. `states` is where saved machine states are kept, or None for a cold
+    boot. `agreed` is what the config said when `config` was made of it, by `approval.require`.
     """
 
     project: Project
@@ -60,6 +60,7 @@ class StartRequest:
     login: bool = False
     cwd: str | None = None
     env: Mapping[str, str] = field(default_factory=dict)
+    ephemeral: bool = False
     accel: str = "auto"
     quiet: bool = False
     verbosity: int = 0
@@ -78,7 +79,8 @@ def start(request: StartRequest) -> int:
     project = request.project
     project.prepare()
     with project.lock() as lock:
-        settle_disk_size(request)
+        if not request.ephemeral:
+            settle_disk_size(request)
         mounts, network = _settle(request)
         daemon = choose_daemon(request.config.vm.share, cold=request.states is None)
         if daemon is not None:

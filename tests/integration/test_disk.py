@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,41 @@ def test_writes_persist_and_the_disk_is_sparse(airlock: Airlock, project: Path) 
     disk = (project / DISK).stat()
     assert disk.st_size == 10 * 1000**3 or disk.st_size == 10 * 1024**3
     assert disk.st_blocks * 512 < 200 << 20
+
+
+def test_an_ephemeral_disk_is_new_and_gone_afterwards(airlock: Airlock, project: Path) -> None:
+    leave = "echo mine > /opt/mine; echo mine > /airlock/disk/mine"
+    see = "ls -A /opt /airlock/disk"
+    # Also without one of the project's own.
+    sh(airlock, project, leave, "--ephemeral")
+    assert not list(project.glob(f"{DISK}*"))
+    sh(airlock, project, leave.replace("mine", "kept"))
+    before = (project / DISK).stat()
+    # Not even its size is asked for.
+    write_config(project, '[disk]\nsize = "512 MB"')
+    for _ in range(2):
+        assert "kept" not in sh(airlock, project, f"{see}; {leave}", "--ephemeral")
+    assert list(project.glob(f"{DISK}*")) == [project / DISK]
+    after = (project / DISK).stat()
+    assert (before.st_mtime_ns, before.st_ino, before.st_size) == (
+        after.st_mtime_ns,
+        after.st_ino,
+        after.st_size,
+    )
+    write_config(project, "")
+    assert sh(airlock, project, see).split() == ["/airlock/disk:", "kept", "/opt:", "kept"]
+
+
+def test_of_an_ephemeral_disk_a_killed_start_leaves_nothing(project: Path) -> None:
+    process = subprocess.Popen(
+        [COMMAND, "start", "-q", "--ephemeral", "--", "sh", "-c", "echo up; sleep 1000"],
+        cwd=project, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"up\n"
+    process.kill()
+    process.communicate()
+    assert not list(project.glob(f"{DISK}*"))
 
 
 def test_another_image_resets_the_root_and_keeps_the_data(airlock: Airlock, project: Path) -> None:
