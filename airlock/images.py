@@ -85,12 +85,35 @@ def _ended_in_order() -> Iterator[None]:
             signal.raise_signal(got[0])
 
 
-def brought(ref: str, store: Store, base: Path) -> Document:
-    """What the image of `ref`, built or not, brings to a project's config, as a layer. Raises AirlockError."""
+def described(ref: str, store: Store, base: Path) -> tuple[Document, Document]:
+    """What the image of `ref`, built or not, brings to a project's config, and what it suggests: two layers.
+
+    Each value has the place where the recipe, or else the image's manifest, has it. Raises AirlockError.
+    """
     from airlock_builder.build import plan
+    from airlock_runner.config.json_text import parse_json
+    from airlock_runner.config.layers import image_layer, suggestion_layer
+    from airlock_store.document import read_text
+    from airlock_store.image import MANIFEST
+    from airlock_store.sizes import exact_size
 
     image = stored(ref, store, base)
-    return brought_by(image) if image is not None else brought_by_plan(plan(ref, base=base))
+    if image is None:
+        planned = plan(ref, base=base)
+        recipe = planned.recipe.document
+        suggested = suggestion_layer(
+            recipe.data.get("vm", {}), recipe.data.get("env", {}), recipe.path, recipe.where
+        )
+        return brought_by_plan(planned), suggested
+    path = image.path / MANIFEST
+    where = parse_json(read_text(path), path).where
+    vm = {
+        "cpus": image.vm.cpus,
+        "memory": exact_size(image.vm.memory) if image.vm.memory is not None else None,
+        "harden": image.vm.harden,
+    }
+    inner = {place[1:]: at for place, at in where.items() if place[0] == "brings"}
+    return image_layer(image.brings, path, inner), suggestion_layer(vm, image.env, path, where)
 
 
 def brought_by(image: Image) -> Document:
@@ -105,7 +128,8 @@ def brought_by_plan(planned: Plan) -> Document:
     """What the image of a plan will bring."""
     from airlock_runner.config.layers import image_layer
 
-    return image_layer(planned.image.parameters["brings"], planned.recipe.sources[-1])
+    recipe = planned.recipe.document
+    return image_layer(planned.image.parameters["brings"], recipe.path, recipe.where)
 
 
 def find(ref: str, store: Store, base: Path) -> Image:

@@ -30,7 +30,7 @@ def config() -> None:
 @config.command("show", examples=["airlock config show", "airlock config show --json"])
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(as_json: bool) -> None:
-    """Print what all config files come to, with the place that each value was written at.
+    """Print what all config files and the image come to, with the place that each value was written at.
 
     References such as ${TOKEN} are printed as they are written, not what they stand for.
     """
@@ -38,12 +38,14 @@ def show(as_json: bool) -> None:
     from airlock_runner.config.layers import read_layers, without_disabled
     from airlock_runner.config.load import whole
     from airlock_store.errors import ConfigError
+    from airlock_store.services import lay
 
     layers = read_layers(Path.cwd())
-    document = _on_image(layers.document)
+    brought, suggested = _of_image()
+    document = lay(brought, layers.document)
     if problems := whole(without_disabled(document))[1]:
         raise ConfigError.of(problems)
-    found = settings(document)
+    found = settings(lay(suggested, document))
     if as_json:
         say_json(_as_json(layers, found))
     else:
@@ -80,19 +82,19 @@ def schema() -> None:
     say_json(json_schema())
 
 
-def _on_image(document: Document) -> Document:
-    """`document` on what the image brings, if that can be known."""
+def _of_image() -> tuple[Document, Document]:
+    """What the image brings and what it suggests, if that can be known."""
     from airlock import images
+    from airlock_store.document import Document
     from airlock_store.errors import AirlockError
-    from airlock_store.services import lay
     from airlock_store.store import Store
 
     here = Path.cwd()
     try:
-        return lay(images.brought(images.project_image(here), Store.open(), here), document)
+        return images.described(images.project_image(here), Store.open(), here)
     except AirlockError:
         # The config is what was asked for; `airlock start` tells what is wrong with the image.
-        return document
+        return Document({}, here), Document({}, here)
 
 
 def _as_json(layers: Layers, found: Iterable[Setting]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import click
 
 from airlock.cli import group, recipes
 from airlock.output import say_json, say_table, space_of
-from airlock_store.errors import StoreError
+from airlock_store.errors import ConfigError, StoreError
 from airlock_store.sizes import format_size
 
 
@@ -48,10 +48,17 @@ def list_images(as_json: bool) -> int:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(ref: str, as_json: bool) -> None:
     """Show what IMAGE is made of: a recipe's name or file, or a store path. Nothing is built."""
-    from airlock.images import find
+    import shlex
+
+    from airlock.images import brought_by, find
+    from airlock_runner.config.layers import without_disabled
+    from airlock_runner.config.load import whole
     from airlock_store.store import Store
 
     found = find(ref, Store.open(), Path.cwd())
+    brought, problems = whole(without_disabled(brought_by(found)))
+    if problems:
+        raise ConfigError.of(problems)
     size = space_of(found.path)
     facts: dict[str, object] = {
         "name": found.name,
@@ -69,6 +76,8 @@ def inspect(ref: str, as_json: bool) -> None:
         "user": found.vm.user,
         "command": list(found.vm.command),
         "env": dict(found.env),
+        "daemons": found.brings.get("daemons") or {},
+        "binds": (found.brings.get("disk") or {}).get("bind") or {},
     }
     if as_json:
         say_json({**facts, "rootfs": found.rootfs, "rootfs_format": found.rootfs_format})
@@ -78,4 +87,8 @@ def inspect(ref: str, as_json: bool) -> None:
     facts["features"] = " ".join(found.features)
     facts["command"] = " ".join(found.vm.command)
     facts["env"] = " ".join(f"{name}={value}" for name, value in found.env.items())
+    facts["daemons"] = ", ".join(
+        f"{name} ({shlex.join(each.command)})" for name, each in brought.daemons.items()
+    )
+    facts["binds"] = ", ".join(f"{name} at {each.path}" for name, each in brought.disk.bind.items())
     say_table((name, str(value)) for name, value in facts.items() if value not in (None, ""))

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from airlock.cli import face, group
-from airlock.output import say
+from airlock.output import say, say_json
 from airlock_store.errors import StoreError
 from airlock_store.sizes import format_size
 
@@ -43,7 +43,8 @@ def gc(all_states: bool) -> None:
 
 @store.command("verify", examples=["airlock store verify", 'airlock store verify "$(airlock -q build base)"'])
 @click.argument("paths", metavar="[PATH]...", nargs=-1)
-def verify(paths: tuple[str, ...]) -> int:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def verify(paths: tuple[str, ...], as_json: bool) -> int:
     """Compare every file of PATH, or of the whole store, with its recorded digest. Exit code 1 if any differs."""
     from airlock_store.paths import parse
     from airlock_store.store import Store
@@ -55,18 +56,23 @@ def verify(paths: tuple[str, ...]) -> int:
         if path is None:
             raise StoreError(f"{name} is not a store path", hint=f"store paths lie in {opened.root}")
         chosen.append(path)
-    bad = 0
+    found = []
     for path in chosen or opened.paths():
         try:
-            problems = [f"{path.path}: {problem}" for problem in opened.verify(path)]
+            problems = opened.verify(path)
+            lines = [f"{path.path}: {problem}" for problem in problems]
         except StoreError as error:
-            problems = [error.message]
-        bad += bool(problems)
-        for problem in problems:
-            say(problem)
+            problems = (error.message,)
+            lines = [error.message]
+        found.append({"path": path.path, "problems": problems})
         if not problems and not face().quiet:
-            say(f"{path.path}: good")
-    return 1 if bad else 0
+            lines = [f"{path.path}: good"]
+        if not as_json:
+            for line in lines:
+                say(line)
+    if as_json:
+        say_json(found)
+    return 1 if any(each["problems"] for each in found) else 0
 
 
 @store.command("path", examples=["du -sh $(airlock store path)"])

@@ -38,6 +38,12 @@ def parse_size(value: object) -> int:
     return size
 
 
+def exact_size(size: int) -> str:
+    """`size` bytes to the last of them, in the largest unit that does it."""
+    unit = next(unit for unit in "TGMKB" if size % _FACTORS[unit] == 0)
+    return f"{size // _FACTORS[unit]} {unit.rstrip('B')}B"
+
+
 def format_size(size: int) -> str:
     """`size` bytes for people: "512 MB", "1.5 GB", "0 B". At most one decimal, counted in powers of 1024."""
     factor, name = 1, "B"

@@ -492,6 +492,12 @@ def test_a_broken_path_hides_no_other(tmp_path: Path, capsys: pytest.CaptureFixt
     lines = capsys.readouterr().out.splitlines()
     assert [line.endswith("good") for line in lines] == [True, False, True]
     assert "image-1: not a store path" in lines[1]
+    assert run(["store", "verify", "--json"]) == 1
+    verified = json.loads(capsys.readouterr().out)
+    assert [each["path"].rpartition("-")[2] for each in verified] == ["0", "1", "2"]
+    assert [len(each["problems"]) for each in verified] == [0, 1, 0]
+    assert run(["store", "verify", "--json", verified[0]["path"]]) == 0
+    assert json.loads(capsys.readouterr().out) == verified[:1]
 
 
 def write_image(name: str, output: Path) -> None:

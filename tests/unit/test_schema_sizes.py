@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airlock_store.sizes import GIB, KIB, MIB, TIB, format_size, parse_size
+from airlock_store.sizes import GIB, KIB, MIB, TIB, exact_size, format_size, parse_size
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,13 @@ def test_sizes_are_printed_short(size: int, text: str) -> None:
 @given(st.integers(0, 1 << 55))
 def test_what_is_printed_reads_back_to_within_a_twentieth_of_its_unit(size: int) -> None:
     assert abs(parse_size(format_size(size)) - size) <= max(size // 20, 0)
+
+
+@given(st.integers(0, 10**12 - 1) | st.integers(0, 1 << 30).map(lambda number: number * GIB))
+def test_what_is_printed_exactly_reads_back_as_it_was(size: int) -> None:
+    assert parse_size(exact_size(size)) == size
+
+
+def test_exact_sizes_have_the_largest_unit_that_does_it() -> None:
+    sizes = [512 * MIB, 3 * GIB // 2, GIB + 1, 2 * TIB]
+    assert [exact_size(size) for size in sizes] == ["512 MB", "1536 MB", "1073741825 B", "2 TB"]

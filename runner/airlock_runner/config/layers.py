@@ -20,6 +20,7 @@ from airlock_runner.config.files import (
     user_slot,
 )
 from airlock_runner.config.model import PRESET_PATTERN, ProjectConfig
+from airlock_runner.config.variables import escaped
 from airlock_store.document import Document
 from airlock_store.errors import ConfigError, Location, noting
 from airlock_store.schema import check
@@ -37,6 +38,8 @@ ENTRIES: tuple[tuple[str, ...], ...] = (
     ("network", "rules"), ("network", "ports"), ("network", "sockets"),
 )  # fmt: skip
 """The tables whose keys are names that people give."""
+SUGGESTS = ("cpus", "memory", "harden")
+"""What of `[vm]` an image has a word on, where the config has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +72,10 @@ def read_layers(root: Path) -> Layers:
     return Layers(reduce(lay, layers, Document({}, root)), (*preset_slots, *slots))
 
 
-def image_layer(brings: Mapping[str, Any], origin: Path) -> Document:
-    """What an image brings, as a layer to lay under all others; `origin` is where that is written.
+def image_layer(
+    brings: Mapping[str, Any], origin: Path, where: Mapping[Place, Location] | None = None
+) -> Document:
+    """What an image brings, as a layer to lay under all others; `origin` is where that is written, at `where` if known.
 
     Its variables are meant as they are: an image, whoever made it, gets nothing of the host's environment. Raises
     ConfigError for what is wrong in it.
@@ -80,12 +85,24 @@ def image_layer(brings: Mapping[str, Any], origin: Path) -> Document:
         data["disk"] = {"bind": data["disk"].get("bind")}
     if isinstance(data.get("daemons"), dict):
         data["daemons"] = {name: _literal(each) for name, each in data["daemons"].items()}
-    where: dict[Place, Location] = {}
-    _note(data, (), where, Location(origin))
-    layer = Document(data, origin, where)
+    everywhere: dict[Place, Location] = {}
+    if where is None:
+        _note(data, (), everywhere, Location(origin))
+    layer = Document(data, origin, everywhere if where is None else where)
     if problems := check(layer, ProjectConfig):
         raise ConfigError.of(problems)
     return layer
+
+
+def suggestion_layer(
+    vm: Mapping[str, Any], env: Mapping[str, Any], origin: Path, where: Mapping[Place, Location]
+) -> Document:
+    """What an image suggests for a machine and its commands, as a layer to show: a start asks the image itself.
+
+    No config: an image may suggest more memory than this host has, which is then cut.
+    """
+    told = {key: vm[key] for key in SUGGESTS if vm.get(key) is not None}
+    return Document({"vm": told, "env": {name: escaped(value) for name, value in env.items()}}, origin, where)
 
 
 def without_disabled(document: Document) -> Document:
@@ -114,10 +131,7 @@ def _literal(daemon: Any) -> Any:
     """A daemon whose variables refer to none of the host."""
     if not isinstance(daemon, dict) or not isinstance(daemon.get("env"), dict):
         return daemon
-    env = {
-        name: value.replace("$", "$$") if isinstance(value, str) else value
-        for name, value in daemon["env"].items()
-    }
+    env = {name: escaped(value) if isinstance(value, str) else value for name, value in daemon["env"].items()}
     return {**daemon, "env": env}
 
 

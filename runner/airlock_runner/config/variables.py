@@ -28,6 +28,11 @@ def check_references(text: str) -> None:
     expand(text, lambda _name: "")
 
 
+def escaped(text: str) -> str:
+    """What `expand` makes `text` of."""
+    return text.replace("$", "$$")
+
+
 def expand(text: str, lookup: Lookup) -> str:
     """`text` with its references replaced: `${VAR}`, `${VAR:default}` where VAR is not defined, `$$` for a dollar.
 
