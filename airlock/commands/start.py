@@ -156,6 +156,7 @@ def _image(chosen: str | None, configured: str | None, project: Project, verbose
     """The image to boot, built if it has to be, and kept from now on for as long as the project has a sandbox."""
     from airlock import images
     from airlock_runner.config import load_config, place_of
+    from airlock_runner.project import IMAGE
     from airlock_store.gc import add_project_root
     from airlock_store.image import MANIFEST, load_image
     from airlock_store.store import Store
@@ -178,7 +179,7 @@ def _image(chosen: str | None, configured: str | None, project: Project, verbose
                     error.at = place_of(project.root, "vm", "image")
                 raise
             image = load_image(result.image.path)
-        add_project_root(store, project.directory / "image", image.path)
+        add_project_root(store, project.directory / IMAGE, image.path)
         # Nobody collects it from now on; somebody may have before, while we waited.
         if (image.path / MANIFEST).is_file():
             return image

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 DIRECTORY = Path(".airlock", "sandbox")
-LOCK, DISK, NEW_DISK, STATE, SOCKET, CONSOLE = (
-    "lock", "disk.img", "disk.img.new", "state.json", "cli.sock", "console.log",
+LOCK, DISK, NEW_DISK, STATE, SOCKET, CONSOLE, IMAGE = (
+    "lock", "disk.img", "disk.img.new", "state.json", "cli.sock", "console.log", "image",
 )  # fmt: skip
 MUST_BE_WRITABLE = (
     "airlock keeps a sandbox's disk in .airlock/ of the project; the directory must be writable"
@@ -42,6 +42,7 @@ RESERVED_PLACES = (
 KEPT = 20
 """Files of one name that are kept for the user to look at."""
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_LOCK_PARTS = (*DIRECTORY.parts, LOCK)
 _STATE_LIMIT = 64 * 1024
 _ORPHAN_PATIENCE = 10.0
 
@@ -177,6 +178,18 @@ class Project:
             os.ftruncate(fd, 0)
         finally:
             os.close(fd)
+
+    def moved(self, lock: int) -> Project:
+        """The project where it is by now: whoever holds it by this lock may have it moved under its feet.
+
+        Itself where that does not show.
+        """
+        try:
+            path = Path(os.readlink(f"/proc/self/fd/{lock}"))
+        except OSError:
+            return self
+        here = path.is_absolute() and path.parts[-len(_LOCK_PARTS) :] == _LOCK_PARTS
+        return Project(path.parents[len(DIRECTORY.parts)]) if here else self
 
     def _is_at(self, fd: int, name: str) -> bool:
         """Whether this is still the file of that name."""

@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from airlock_runner import daemons, endings, promises
@@ -18,7 +19,7 @@ from airlock_runner.machine import accel
 from airlock_runner.machine.qemu import find_qemu
 from airlock_runner.net.settle import POWER
 from airlock_runner.patience import hang_seconds
-from airlock_runner.project import DISK, State, now
+from airlock_runner.project import DISK, IMAGE, State, now
 from airlock_runner.server import Server
 from airlock_runner.shape import machine_spec, too_many_emulated
 from airlock_runner.starter import Starter
@@ -70,6 +71,7 @@ class Session:
         self._signals = Signals(self._loop, self._on_signal)
         self._command: RemoteCommand | None = None
         self._lock = lock
+        self._place = self._project.moved(lock)
         self._server: Server | None = None
         self._stopping = self._configuring = self._begun = False
         self._files: Files | None = None
@@ -315,9 +317,11 @@ class Session:
     def _look_for_directory(self) -> None:
         """No `git clean` leaves a machine that nobody can find any more: the lock says when its directory is gone.
 
-        One that was moved is not; that of a command in the foreground is for whoever sees it to end.
+        One that was moved is not, and keeps its image from its new place; that of a command in the foreground is for
+        whoever sees it to end.
         """
         if os.fstat(self._lock).st_nlink:
+            self._keep_moved()
             self._loop.call_later(PING_SECONDS, self._look_for_directory)
             return
         gone = f"{self._project.directory} was removed while the sandbox ran, and its disk with it"
@@ -327,6 +331,18 @@ class Session:
             self.note(
                 0, f"{gone}: no other command reaches the sandbox, and what is on the disk is lost at its end"
             )
+
+    def _keep_moved(self) -> None:
+        place = self._project.moved(self._lock)
+        if place == self._place:
+            return
+        from airlock_store.gc import keep_project_link
+        from airlock_store.store import Store
+
+        self._place = place
+        # Into a store that is read-only now, nobody else writes either.
+        with suppress(AirlockError):
+            keep_project_link(Store.open(), place.directory / IMAGE)
 
     def _on_disk_trouble(self, node: str, reason: str, full: bool) -> None:
         if node != "disk":

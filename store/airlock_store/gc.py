@@ -49,8 +49,13 @@ def add_project_root(store: Store, link: Path, image: Path) -> None:
     link = link.absolute()
     with store.in_use():
         _relink(link, image)
-        name = _PROJECT + hashlib.sha256(os.fsencode(link)).hexdigest()[: paths.KEY_LENGTH]
-        _relink(store.root / "roots" / name, link)
+        keep_project_link(store, link)
+
+
+def keep_project_link(store: Store, link: Path) -> None:
+    """Keep what this link of `add_project_root` points to from its new place: it was moved there with its project."""
+    name = _PROJECT + hashlib.sha256(os.fsencode(link)).hexdigest()[: paths.KEY_LENGTH]
+    _relink(store.root / "roots" / name, link)
 
 
 def project_links(store: Store) -> list[Path]:

@@ -8,10 +8,12 @@ import select
 import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from conftest import TIMEOUT
 from sandboxes import COMMAND, running, write_config
 
 if TYPE_CHECKING:
@@ -56,6 +58,29 @@ def test_a_sandbox_in_the_background(airlock: Airlock, detached: Path) -> None:
         assert done.returncode == 1
         assert b"no running VM" in done.stderr
     assert "stopped" in airlock("list", cwd=detached).stdout.decode()
+
+
+def test_a_sandbox_whose_project_is_moved_is_where_that_is_now(airlock: Airlock, detached: Path) -> None:
+    def listed() -> dict[str, str]:
+        found = json.loads(airlock("list", "--json", cwd=detached.parent).stdout)
+        return {each["path"]: each["status"] for each in found}
+
+    moved = detached.with_name("moved")
+    detached.rename(moved)
+    deadline = time.monotonic() + TIMEOUT
+    try:
+        while os.fspath(moved) not in listed():
+            assert time.monotonic() < deadline
+        assert os.fspath(detached) not in listed()
+        assert listed()[os.fspath(moved)] == "running"
+        # In the sandbox all is where it was.
+        inner = airlock("exec", "-w", os.fspath(detached), "cat", "airlock.toml", cwd=moved)
+        assert inner.stdout == (moved / "airlock.toml").read_bytes()
+        assert airlock("stop", cwd=moved).returncode == 0
+        assert listed()[os.fspath(moved)] == "stopped"
+    finally:
+        airlock("stop", cwd=moved)
+        moved.rename(detached)
 
 
 def test_a_sandbox_whose_directory_is_removed_does_not_stay_behind(airlock: Airlock, detached: Path) -> None:

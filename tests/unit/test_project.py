@@ -69,6 +69,22 @@ def test_a_project_anywhere_else_is_fine(place: str) -> None:
     Project(Path(place)).check_place()
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
+def test_a_project_that_is_moved_is_found_by_its_lock(tmp_path: Path) -> None:
+    project = Project(tmp_path / "old")
+    project.root.mkdir()
+    project.prepare()
+    with project.lock() as lock:
+        assert project.moved(lock) == project
+        moved = Project(project.root.rename(tmp_path / "new"))
+        assert project.moved(lock) == moved
+        # What is no project's any more is not taken for one.
+        (moved.root / ".airlock").rename(moved.root / "elsewhere")
+        assert project.moved(lock) == project
+        (moved.root / "elsewhere" / "sandbox" / LOCK).unlink()
+        assert project.moved(lock) == project
+
+
 HOLD = """
 import sys; from pathlib import Path; from airlock_runner.project import Project
 with Project(Path(sys.argv[1])).lock():

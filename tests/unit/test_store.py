@@ -362,6 +362,16 @@ def test_a_project_is_known_whatever_its_image(
     assert gc.project_links(store) == links[2:]
 
 
+def test_a_project_that_was_moved_keeps_its_image_once_it_is_told(store: Store, tmp_path: Path) -> None:
+    _, top = build_chain(store)
+    (tmp_path / "old").mkdir()
+    gc.add_project_root(store, tmp_path / "old" / "image", top.path)
+    link = (tmp_path / "old").rename(tmp_path / "new") / "image"
+    gc.keep_project_link(store, link)
+    assert store.gc().removed == ()
+    assert gc.project_links(store) == [link]
+
+
 def test_gc_does_not_follow_roots_out_of_the_store(store: Store, tmp_path: Path) -> None:
     outside = tmp_path / f"{KEY}-outside"
     outside.mkdir()
