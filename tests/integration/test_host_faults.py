@@ -43,6 +43,15 @@ def in_small_filesystem(tmp_path: Path, script: str, size: str, **variables: str
     return done.stdout.decode()
 
 
+def test_a_store_without_room_for_an_index_is_told(tmp_path: Path) -> None:
+    """apt waited for ever to try again what it could not write."""
+    script = 'AIRLOCK_STORE=$PWD/store timeout 120 $AIRLOCK build base; echo "built: $?"'
+    said = in_small_filesystem(tmp_path, script, "10m")
+    assert said.endswith("built: 1\n")
+    assert "No space left on device" in said
+    assert "hint: Make room on the disk" in said
+
+
 def test_a_host_disk_that_fills_up_breaks_nothing(tmp_path: Path) -> None:
     """The guest sees errors, the user is told why, and when there is room again all that was synced is there."""
     script = r"""

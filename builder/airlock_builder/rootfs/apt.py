@@ -147,6 +147,8 @@ def _configuration(root: Path, arch: str) -> Iterable[str]:
     yield 'APT::Sandbox::User "";\n'
     yield 'Acquire::Languages "none";\n'
     yield 'Acquire::Retries "3";\n'
+    # At once: apt 2.6 waits for ever where a disk is full and what could not be written is put off for another try.
+    yield 'Acquire::Retries::Delay "false";\n'
     host = tools.capture([tools.find_program("apt-config"), "dump", "--format", '%F "%v";%n'])
     for line in host.splitlines():
         name, _, value = line.partition(" ")
