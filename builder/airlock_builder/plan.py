@@ -212,9 +212,10 @@ def _disk(loaded: LoadedRecipe, ingredients: Ingredients, toolbox: Step) -> Step
     places = loaded.package_places()
     packages = _fetch(f"packages-{suite}", suite, ingredients.arch, "install", wanted, places=places)
     kept = spared(file.target for file in files)
+    # Names are in keys, and that of a recipe is not in its tree: recipes of the same content share it.
     tree = Step(
         "rootfs",
-        f"rootfs-{loaded.name}",
+        f"rootfs-{suite}",
         VERSIONS["rootfs"],
         {
             "backend": rootfs.backend,
@@ -236,7 +237,7 @@ def _disk(loaded: LoadedRecipe, ingredients: Ingredients, toolbox: Step) -> Step
     parameters = {"format": image.format, "size": image.size, "arch": ingredients.arch}
     inputs = {"rootfs": tree, "toolbox": toolbox}
     payload = {"size_place": loaded.document.at(("image", "size"))}
-    return Step("disk", f"disk-{loaded.name}", VERSIONS["disk"], parameters, inputs, payload)
+    return Step("disk", f"disk-{suite}", VERSIONS["disk"], parameters, inputs, payload)
 
 
 def _fetch(

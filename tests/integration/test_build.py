@@ -416,7 +416,7 @@ def test_a_line_that_fails_says_where_and_what(shared: dict[str, StorePath], tmp
     assert "said this" in error.message
     assert "No such file or directory" in error.message
     assert "fine" not in error.message
-    assert store.find(step_of(recipe, "rootfs").key, "rootfs-tiny") is None
+    assert store.find(step_of(recipe, "rootfs").key, "rootfs-trixie") is None
     assert not list((store.root / ".tmp").iterdir())
 
 

@@ -72,8 +72,8 @@ def test_the_graph(tmp_path: Path) -> None:
         ("toolbox", "toolbox-trixie-x86_64"),
         ("kernel", "kernel-x86_64"),
         ("initrd", "initrd-x86_64"),
-        ("rootfs", "rootfs-test"),
-        ("disk", "disk-test"),
+        ("rootfs", "rootfs-trixie"),
+        ("disk", "disk-trixie"),
         ("image", "test"),
     }
     for number, step in enumerate(plan.steps):
@@ -100,6 +100,12 @@ CHANGES = {
         {"fetch", "rootfs", "disk", "image"},
     ),
 }
+
+
+def test_the_name_of_a_recipe_is_in_its_image_alone(tmp_path: Path) -> None:
+    before, after = keys(plan_of(tmp_path)), keys(plan_of(tmp_path, name="other"))
+    assert (after.keys() - before.keys(), before.keys() - after.keys()) == ({"image other"}, {"image test"})
+    assert {step: after[step] for step in after if step != "image other"}.items() <= before.items()
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -159,7 +165,7 @@ def test_a_source_counts_by_its_bytes(tmp_path: Path) -> None:
     after = plan_of(
         tmp_path, BODY.replace('{ source = "b", mode = "0600" }', '{ content = "c", mode = "0600" }')
     )
-    assert keys(after)["rootfs rootfs-test"] != keys(before)["rootfs rootfs-test"]
+    assert keys(after)["rootfs rootfs-trixie"] != keys(before)["rootfs rootfs-trixie"]
 
 
 @pytest.mark.parametrize(
@@ -193,7 +199,8 @@ def test_what_another_ingredient_rebuilds(
 
 
 def test_images_share_what_is_not_their_own(tmp_path: Path) -> None:
-    one, two = keys(plan_of(tmp_path)), keys(plan_of(tmp_path, name="other"))
+    other = BODY.replace('["true"]', '["false"]')
+    one, two = keys(plan_of(tmp_path)), keys(plan_of(tmp_path, other, name="other"))
     shared = set(one.values()) & set(two.values())
     assert {kind for kind, key in one.items() if key in shared} == {
         "fetch kernel-package",
