@@ -56,6 +56,10 @@ SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 FULL = "Make room on the disk: that of the store, or of TMPDIR (by default /var/tmp), where trees are built."
 _TAIL_LINES = 20
+_LINE_END = 32 << 10
+"""Bytes that are kept of each end of a line that has more than four times as many."""
+_LEFT_OUT = b" [...] "
+_LAST_SECONDS = 2.0
 _GRACE_SECONDS = 20.0
 _REPEAT_SECONDS = 1.0
 _PR_SET_PDEATHSIG = 1
@@ -117,8 +121,8 @@ def run(
 ) -> None:
     """Run a program to its end; each line of its output goes to `log`. Raises ToolError when it fails.
 
-    `name` is what errors call it, by default the program's own. `death` is the signal that it gets when this process
-    is killed.
+    Of a line that is very long only the two ends do. `name` is what errors call it, by default the program's own.
+    `death` is the signal that it gets when this process is killed.
     """
     import sh
 
@@ -126,24 +130,12 @@ def run(
     tail: deque[str] = deque(maxlen=_TAIL_LINES)
 
     def line(text: str) -> None:
-        text = text.rstrip("\r\n")
         tail.append(text)
         log(text)
 
     try:
-        _finish(
-            program,
-            arguments,
-            env=env,
-            cwd=cwd,
-            death=death,
-            _out=line,
-            _err=line,
-            _out_bufsize=1,
-            _err_bufsize=1,
-            _no_out=True,
-            _no_err=True,
-        )
+        with _Lines(line) as output:
+            _finish(program, arguments, env=env, cwd=cwd, death=death, _out=output, _err=output)
     except sh.ErrorReturnCode as error:
         raise ToolError(f"{name or Path(program).name} failed ({_end(error.exit_code)})", tail) from None
 
@@ -174,8 +166,64 @@ def _finish(program: str, arguments: Sequence[str], **options: Any) -> None:
                 pressed.wait(end, 1, None)
                 if pressed.count:
                     _end_group(command, end, pressed)
-        # sh reads what it wrote last, for two seconds at most where somebody else still holds its output.
         command.wait()
+
+
+class _Lines:
+    """Gives what a program writes to `line`, in a thread. sh would gather a line in memory, however long it is."""
+
+    def __init__(self, line: Callable[[str], None]) -> None:
+        self._line = line
+        self._error: BaseException | None = None
+        self._pending = bytearray()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> int:
+        """The handle that the program is to write to."""
+        self._output, self._input = os.pipe()
+        self._stopped, self._stop = os.pipe()
+        self._thread.start()
+        return self._input
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._input)
+        # What the program wrote last; somebody else may still hold its output.
+        self._thread.join(_LAST_SECONDS)
+        os.close(self._stop)
+        self._thread.join()
+        os.close(self._output)
+        os.close(self._stopped)
+        if self._error is not None:
+            raise self._error
+
+    def _follow(self) -> None:
+        while self._stopped not in select.select([self._output, self._stopped], [], [])[0]:
+            data = os.read(self._output, 1 << 16)
+            if not data:
+                break
+            first, *others = data.split(b"\n")
+            self._add(first)
+            for each in others:
+                self._tell()
+                self._add(each)
+        if self._pending:
+            self._tell()
+
+    def _add(self, data: bytes) -> None:
+        self._pending += data
+        if len(self._pending) > 4 * _LINE_END:
+            # Both ends stay: what a program writes after an unfinished line is the end of that.
+            self._pending[_LINE_END:-_LINE_END] = _LEFT_OUT
+
+    def _tell(self) -> None:
+        text = self._pending.decode(errors="replace").rstrip("\r")
+        self._pending.clear()
+        if self._error is None:
+            try:
+                self._line(text)
+            except BaseException as error:
+                # The program ends in its own time, and its output must not be in its way.
+                self._error = error
 
 
 class _Interruptions:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -26,6 +27,46 @@ def test_lines_are_streamed_from_both_outputs() -> None:
     lines: list[str] = []
     tools.run(["/bin/sh", "-c", "echo one; echo two >&2; printf three"], log=lines.append)
     assert sorted(lines) == ["one", "three", "two"]
+
+
+def test_a_line_without_end_does_not_fill_the_memory() -> None:
+    """Its ends are kept: behind what does not end its line may come what does."""
+    lines: list[str] = []
+    script = "printf begun; head -c 100000000 /dev/zero | tr '\\0' x; echo ended; echo next"
+    tracemalloc.start()
+    try:
+        tools.run(["/bin/sh", "-c", script], log=lines.append)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    long, after = lines
+    assert (long[:6], long[-6:], after) == ("begunx", "xended", "next")
+    assert " [...] " in long
+    assert len(long) < 150_000
+    assert peak < 10_000_000
+
+
+def test_lines_of_all_usual_lengths_are_whole() -> None:
+    lengths = (0, 1, 65535, 65536, 100000)
+    script = f"for n in {lengths}: print('ä' * (n // 2) + 'a' * (n % 2), end='\\r\\n')"
+    lines: list[str] = []
+    tools.run([sys.executable, "-X", "utf8", "-c", script], log=lines.append)
+    assert lines == ["ä" * (length // 2) + "a" * (length % 2) for length in lengths]
+
+
+def test_what_cannot_be_told_is_an_error_when_the_tool_has_ended() -> None:
+    def log(line: str) -> None:
+        raise OSError(line)
+
+    with pytest.raises(OSError, match=r"^1$"):
+        tools.run(["/bin/sh", "-c", "seq 100000"], log=log)
+
+
+def test_output_that_somebody_else_holds_is_waited_for_shortly() -> None:
+    lines: list[str] = []
+    tools.run(["/bin/sh", "-c", "echo $$; sleep 1000 & echo $!"], log=lines.append)
+    os.kill(int(lines[1]), signal.SIGKILL)
+    assert len(lines) == 2
 
 
 def test_failure_says_the_last_lines() -> None:
@@ -227,7 +268,7 @@ def test_an_interruption_that_another_thread_gets_is_heard() -> None:
     lines: list[str] = []
 
     def log(line: str) -> None:
-        # In a thread of sh.
+        # In another thread.
         lines.append(line)
         if line == "up":
             signal.pthread_kill(threading.get_ident(), signal.SIGINT)
