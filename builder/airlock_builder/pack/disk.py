@@ -9,7 +9,7 @@ import errno
 import os
 import tarfile
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from airlock_builder import tools
 from airlock_builder.pack.toolbox import Toolbox
@@ -45,8 +45,12 @@ def build(work: Work) -> None:
     """Make the image. Raises BuildError, placed, when the tree does not fit into the size that the recipe gives."""
     tar = work.inputs["rootfs"] / TAR
     work.progress(None, "measuring the tree")
-    with tarfile.open(tar, "r:") as archive:
+    with _open(tar, "r:") as archive:
         needs = measure(archive)
+        if any(_has_bytes(member) for member in archive):
+            tar = work.scratch / TAR
+            with _open(tar, "w") as told:
+                tell_bytes(archive, told)
     wanted = work.parameters["size"]
     size = needed_size(needs) if wanted is None else wanted // BLOCK * BLOCK
     at = work.step.payload["size_place"]
@@ -60,7 +64,7 @@ def build(work: Work) -> None:
         )
     while True:
         try:
-            _write(work, needs, size)
+            _write(work, tar, needs, size)
             return
         except OSError as error:
             if error.errno not in {errno.EFBIG, errno.EINVAL, errno.EOVERFLOW}:
@@ -79,9 +83,27 @@ def build(work: Work) -> None:
             size += size // 4 // MIB * MIB + MIB
 
 
-def _write(work: Work, needs: Needs, size: int) -> None:
+def tell_bytes(archive: tarfile.TarFile, told: tarfile.TarFile) -> None:
+    """Copy a tar to one that says of each name whether it is text.
+
+    tar writes names as they are, and mke2fs refuses what is not UTF-8 where nothing says that it need not be.
+    """
+    for member in archive:
+        told.addfile(member, archive.extractfile(member) if member.isreg() else None)
+
+
+def _open(tar: Path, mode: Literal["r:", "w"]) -> tarfile.TarFile:
+    return tarfile.open(tar, mode, format=tarfile.PAX_FORMAT, encoding="utf-8", errors="surrogateescape")
+
+
+def _has_bytes(member: tarfile.TarInfo) -> bool:
+    """Whether its own name or that of what it links to is not UTF-8."""
+    return any("\udc80" <= character <= "\udcff" for character in member.name + member.linkname)
+
+
+def _write(work: Work, tar: Path, needs: Needs, size: int) -> None:
     """Write the image with that size. Raises ToolError, and OSError where no file can have it."""
-    tar, image = work.inputs["rootfs"] / TAR, work.output / IMAGE
+    image = work.output / IMAGE
     epoch = (work.inputs["rootfs"] / EPOCH).read_text(encoding="utf-8").strip()
     with image.open("wb") as file:
         os.truncate(file.fileno(), size)
