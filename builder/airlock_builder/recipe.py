@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from airlock_builder.kernel.overrides import check_option
 from airlock_builder.kernel.versions import Version, parse_version
 from airlock_builder.lookup import find_recipes, resolve
-from airlock_store.errors import ConfigError, Location
-from airlock_store.schema import Elements, decode
+from airlock_store.errors import ConfigError, Location, noting
+from airlock_store.schema import Elements, check, decode
 from airlock_store.services import Bind, Daemon, lay
 from airlock_store.settings import check_env, check_name, parse_argv, parse_user
 from airlock_store.sizes import MIB, parse_size
@@ -263,7 +263,12 @@ def load_recipe(ref: str, base: Path) -> LoadedRecipe:
     merged = documents[0]
     for document in documents[1:]:
         merged = lay(_without_own(merged, document), document)
-    recipe = decode(merged, Recipe)
+    # What another recipe overrides is as wrong as if it did not.
+    problems = [problem for document in documents[:-1] for problem in check(document, Recipe)]
+    with noting(problems):
+        recipe = decode(merged, Recipe)
+    if problems:
+        raise ConfigError.of(list({(problem.at, problem.message): problem for problem in problems}.values()))
     _check_recipe(recipe, merged)
     return LoadedRecipe(recipe, merged, tuple(document.path for document in documents))
 

@@ -202,6 +202,31 @@ def test_what_is_wrong_in_a_merged_array_is_placed_where_it_was_written(recipes:
     assert (error.at.path, error.at.line, error.at.column) == (path, 5, 3)
 
 
+def test_what_is_wrong_and_overridden_is_told_once_at_its_place(recipes: Recipes) -> None:
+    parent = recipes.write(
+        "parent", "[image]\nsize = 7\n[kernel]\nprovider = 'none'\nodd = 1\n[rootfs.files]\n'/a' = 1\n"
+    )
+    parent.write_text("vm = 3\n" + parent.read_text())
+    child = recipes.write(
+        "child",
+        "[vm]\ncpus = 1\n[image]\nsize = '1 GB'\n[kernel]\nprovider = 'debian'\n[rootfs]\nsuite = 1\n"
+        "[rootfs.files]\n'/a' = 'a'\n",
+        extends='"parent"',
+    )
+    places = [problem.at and f"{problem.at}" for problem in fails("child").problems]
+    assert places == [f"{parent}:{at}" for at in ("1:1", "5:1", "7:1", "8:1", "10:1")] + [f"{child}:11:1"]
+
+
+def test_what_another_recipe_completes_is_not_wrong(recipes: Recipes) -> None:
+    recipes.write("parent", "[rootfs.files]\n'/a' = { mode = '0600' }\n[daemons.d]\ntimeout = 1\n")
+    recipes.write(
+        "child",
+        "[rootfs.files]\n'/a' = { content = 'a' }\n[daemons.d]\ncommand = ['x']\n",
+        extends='"parent"',
+    )
+    assert load_recipe("child", Path("/")).files()[0].mode == 0o600
+
+
 def test_packages_are_placed_where_they_are_asked_for_first(recipes: Recipes) -> None:
     recipes.write("parent", "[rootfs]\npackages = ['one', 'two=1']\n")
     recipes.write("child", "[rootfs]\npackages = ['three', 'one']\n", extends='"parent"')
