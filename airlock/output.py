@@ -33,6 +33,23 @@ def say_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, default=os.fspath))
 
 
+def say_toml(text: str) -> None:
+    """Print TOML, all of it, control characters in its strings escaped as TOML has it."""
+    click.echo(
+        "".join(
+            each if each.isprintable() or each == "\n"
+            else f"\\u{ord(each):04x}" if ord(each) <= 0xFFFF
+            else f"\\U{ord(each):08x}"
+            for each in text
+        )
+    )  # fmt: skip
+
+
+def in_comment(path: Path) -> str:
+    """`path` as it can stand in a comment of TOML, which ends with its line."""
+    return str(path).replace("\n", "\\n")
+
+
 def say_table(rows: Iterable[Sequence[str]], heads: Sequence[str] = ()) -> None:
     """Print rows in columns, two blanks between them; numbers and sizes look best in the last columns."""
     cells = [[one_line(cell) for cell in row] for row in ([heads, *rows] if heads else rows)]

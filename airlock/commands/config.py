@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from airlock.cli import group
-from airlock.output import note, say, say_json
+from airlock.output import in_comment, note, say, say_json, say_toml
 from airlock_store.errors import AirlockError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def show(as_json: bool) -> None:
     if as_json:
         say_json(_as_json(layers, found))
     else:
-        say("\n".join([*_heading(layers), *_as_toml(found)]))
+        say_toml("\n".join([*_heading(layers), *_as_toml(found)]))
 
 
 @config.command("approve", examples=["airlock config approve"])
@@ -155,5 +155,5 @@ def _short(path: Path) -> str:
     """`path` as people call it: from here, or from their home."""
     for base, prefix in ((Path.cwd(), ""), (Path(os.path.expanduser("~")), "~/")):
         if path.is_relative_to(base):
-            return f"{prefix}{path.relative_to(base)}"
-    return str(path)
+            return f"{prefix}{in_comment(path.relative_to(base))}"
+    return in_comment(path)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from airlock.cli import group, recipes
-from airlock.output import say, say_json, say_table
+from airlock.output import in_comment, say_json, say_table, say_toml
 
 LINE = 80
 
@@ -44,12 +44,11 @@ def show(name: str, as_json: bool) -> None:
     if as_json:
         say_json({"sources": [str(source) for source in loaded.sources], "recipe": loaded.document.data})
         return
-    for source in loaded.sources:
-        say(f"# {source}")
-    say(f"\n{_as_toml(loaded.document.data)}")
+    sources = "".join(f"# {in_comment(source)}\n" for source in loaded.sources)
+    say_toml(f"{sources}\n{as_toml(loaded.document.data)}")
 
 
-def _as_toml(data: dict[str, Any]) -> str:
+def as_toml(data: dict[str, Any]) -> str:
     """TOML for reading: long arrays have a line per element."""
     import tomlkit
     from tomlkit.items import Array
