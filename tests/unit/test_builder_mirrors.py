@@ -117,13 +117,15 @@ def test_the_environment_wins(tmp_path: Path) -> None:
     etc = configure(
         tmp_path, main=f"deb {HOST}/debian trixie main\ndeb {HOST}/debian-security trixie-security main\n"
     )
+    keys = tmp_path / "keys.gpg"
+    keys.touch()
     environ = {
         "AIRLOCK_DEBIAN_MIRROR": "http://127.0.0.1/mine",
         "AIRLOCK_DEBIAN_SECURITY_MIRROR": "http://127.0.0.1/safe",
-        "AIRLOCK_DEBIAN_KEYRING": "/my/keys.gpg",
+        "AIRLOCK_DEBIAN_KEYRING": str(keys),
     }
     assert find_mirrors(environ, etc) == Mirrors(
-        "http://127.0.0.1/mine", "http://127.0.0.1/safe", ("/my/keys.gpg",)
+        "http://127.0.0.1/mine", "http://127.0.0.1/safe", (str(keys),)
     )
     del environ["AIRLOCK_DEBIAN_SECURITY_MIRROR"]
     assert find_mirrors(environ, etc).security == f"{HOST}/debian-security"
@@ -158,6 +160,35 @@ def test_keyrings_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(MissingToolError) as caught:
         find_mirrors({}, etc)
     assert caught.value.hint and KEYRING.stem in caught.value.hint
+
+
+def test_a_keyring_may_be_named_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.gpg").touch()
+    environ = {"AIRLOCK_DEBIAN_KEYRING": "own.gpg"}
+    etc = configure(tmp_path / "apt", main=f"deb {HOST}/debian trixie main")
+    assert find_mirrors(environ, etc).keyrings == (str(tmp_path / "own.gpg"),)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("none", "No such file or directory"),
+        (".", "Is a directory"),
+        ("a b", "apt cannot be told such a path"),
+        ("a,b", "apt cannot be told such a path"),
+        ("a]b", "apt cannot be told such a path"),
+    ],
+)
+def test_what_is_no_keyring_is_told_before_apt_runs(name: str, reason: str, tmp_path: Path) -> None:
+    for odd in ("a b", "a,b", "a]b"):
+        (tmp_path / odd).touch()
+    environ = {"AIRLOCK_DEBIAN_MIRROR": HOST, "AIRLOCK_DEBIAN_KEYRING": f"{tmp_path}/{name}"}
+    with pytest.raises(
+        BuildError, match=f"^AIRLOCK_DEBIAN_KEYRING: '.*' cannot be used: {reason}$"
+    ) as caught:
+        find_mirrors(environ, tmp_path)
+    assert caught.value.hint and "'debian-archive-keyring'" in caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,14 @@ _REACH = re.compile(
     r"|Max-FutureTime|Queue-Mode|By-Hash|PDiffs)",
     re.IGNORECASE,
 )
+_UNREACHED = (
+    "Check that the mirror can be reached and has this suite and these packages; "
+    "AIRLOCK_DEBIAN_MIRROR names another mirror."
+)
+_UNKNOWN_KEYS = (
+    "The keyrings lack the keys that this suite is signed with: install the newest package 'debian-archive-keyring', "
+    "or name a file that has them in AIRLOCK_DEBIAN_KEYRING."
+)
 _STATUS = re.compile(r"(?:dlstatus|pmstatus):[^:]*:([0-9.]+):(.*)")
 
 
@@ -116,10 +124,8 @@ class Apt:
         try:
             tools.run(command, log=line, env=self._env, cwd=cwd or self._root)
         except tools.ToolError as error:
-            error.hint = error.hint or (
-                "Check that the mirror can be reached and has this suite and these packages; "
-                "AIRLOCK_DEBIAN_MIRROR names another mirror."
-            )
+            unknown = any("NO_PUBKEY" in text for text in error.tail)
+            error.hint = error.hint or (_UNKNOWN_KEYS if unknown else _UNREACHED)
             raise
 
 

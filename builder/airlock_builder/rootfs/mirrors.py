@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
+INSTALL_KEYS = "Install the package 'debian-archive-keyring'."
+
 UNRELEASED = ("sid", "unstable", "experimental")
 """Suites that have neither updates nor security updates beside them."""
 
@@ -158,13 +160,28 @@ def _files(names: Iterable[str]) -> tuple[str, ...]:
 
 def _keyrings(environ: Mapping[str, str], sources: Iterable[Source]) -> tuple[str, ...]:
     if chosen := environ.get("AIRLOCK_DEBIAN_KEYRING"):
-        return (chosen,)
+        return (_chosen(os.path.abspath(chosen)),)
     # Debian's own keyring first: what the host trusts for its release need not have the keys of another.
     names = dict.fromkeys([str(KEYRING), *(name for source in sources for name in source.keyrings)])
     found = tuple(name for name in names if Path(name).is_file())
     if not found:
         raise MissingToolError(
             "the keys of Debian's archive are not installed",
-            hint="Install the package 'debian-archive-keyring'.",
+            hint=INSTALL_KEYS,
         )
     return found
+
+
+def _chosen(keyring: str) -> str:
+    """What is no keyring is the same to apt as a mirror that nobody has signed for."""
+    try:
+        with open(keyring, "rb") as file:
+            file.read(1)
+        if not _files([keyring]) or "," in keyring:
+            raise OSError(0, "apt cannot be told such a path")
+    except OSError as error:
+        raise BuildError(
+            f"AIRLOCK_DEBIAN_KEYRING: {keyring!r} cannot be used: {error.strerror}",
+            hint="Name a file with keys, or unset it for Debian's own, of the package 'debian-archive-keyring'.",
+        ) from error
+    return keyring
