@@ -70,11 +70,15 @@ class ToolError(BuildError):
     """A program failed. `tail` has the last lines that it wrote."""
 
     def __init__(self, message: str, tail: Sequence[str] = (), *, hint: str | None = None) -> None:
-        # In a tool's own words, because no exit code says it.
-        if any(os.strerror(errno.ENOSPC) in line for line in tail):
+        if any(map(_tells_of_no_room, tail)):
             hint = FULL
         super().__init__("\n".join([message, *(f"  {line}" for line in tail)]), hint=hint)
         self.tail = tuple(tail)
+
+
+def _tells_of_no_room(line: str) -> bool:
+    """In a tool's own words, or apt's, because no exit code says it."""
+    return os.strerror(errno.ENOSPC) in line or "You don't have enough free space" in line
 
 
 def find_program(name: str) -> Path:
@@ -128,8 +132,12 @@ def run(
 
     program, *arguments = [os.fspath(word) for word in argv]
     tail: deque[str] = deque(maxlen=_TAIL_LINES)
+    full = False
 
     def line(text: str) -> None:
+        nonlocal full
+        # Much may follow until it ends.
+        full = full or _tells_of_no_room(text)
         tail.append(text)
         log(text)
 
@@ -137,7 +145,8 @@ def run(
         with _Lines(line) as output:
             _finish(program, arguments, env=env, cwd=cwd, death=death, _out=output, _err=output)
     except sh.ErrorReturnCode as error:
-        raise ToolError(f"{name or Path(program).name} failed ({_end(error.exit_code)})", tail) from None
+        message = f"{name or Path(program).name} failed ({_end(error.exit_code)})"
+        raise ToolError(message, tail, hint=FULL if full else None) from None
 
 
 def capture(

@@ -76,9 +76,17 @@ def test_failure_says_the_last_lines() -> None:
     assert caught.value.tail == tuple(str(n) for n in range(81, 101))
 
 
-def test_a_disk_that_is_full_is_what_has_to_be_helped() -> None:
+@pytest.mark.parametrize(
+    "script",
+    [
+        "cat /etc/passwd >/dev/full",
+        "cat /etc/passwd >/dev/full; seq 100; exit 1",
+        'echo "E: You don\'t have enough free space in /var/cache/apt/archives/."; exit 1',
+    ],
+)
+def test_a_disk_that_is_full_is_what_has_to_be_helped(script: str) -> None:
     with pytest.raises(tools.ToolError) as caught:
-        tools.run(["sh", "-c", "cat /etc/passwd >/dev/full"], log=lambda _line: None)
+        tools.run(["sh", "-c", script], log=lambda _line: None)
     assert caught.value.hint == tools.FULL
 
 
