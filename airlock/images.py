@@ -111,6 +111,7 @@ def described(ref: str, store: Store, base: Path) -> tuple[Document, Document]:
         "cpus": image.vm.cpus,
         "memory": exact_size(image.vm.memory) if image.vm.memory is not None else None,
         "harden": image.vm.harden,
+        "user": image.vm.user,
     }
     inner = {place[1:]: at for place, at in where.items() if place[0] == "brings"}
     return image_layer(image.brings, path, inner), suggestion_layer(vm, image.env, path, where)

@@ -36,13 +36,15 @@ def mount_kernel_filesystems() -> None:
     linux.mount("proc", "/proc", "proc", hidden)
     linux.mount("sysfs", "/sys", "sysfs", hidden)
     linux.mount("devtmpfs", "/dev", "devtmpfs", linux.MS_NOSUID, "mode=0755")
-    for name, kind, options in (
-        ("pts", "devpts", "mode=0620,ptmxmode=0666,gid=5"),
-        ("shm", "tmpfs", "mode=1777"),
-        ("mqueue", "mqueue", ""),
+    for name, kind, flags, options in (
+        # Terminals are devices, which programs open by their names: /dev/stderr leads to one.
+        ("pts", "devpts", linux.MS_NOSUID | linux.MS_NOEXEC, "mode=0620,ptmxmode=0666,gid=5"),
+        # Programs map code there that they make: as on a host with systemd, it may be executed.
+        ("shm", "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=1777"),
+        ("mqueue", "mqueue", hidden, ""),
     ):
         os.makedirs(f"/dev/{name}", exist_ok=True)
-        linux.mount(kind, f"/dev/{name}", kind, linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC, options)
+        linux.mount(kind, f"/dev/{name}", kind, flags, options)
     for link, target in (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
         os.symlink(target, f"/dev/{link}")
     linux.mount("cgroup2", "/sys/fs/cgroup", "cgroup2", hidden, "nsdelegate")

@@ -152,6 +152,10 @@ def test_a_command_without_a_name_is_not_found(sandbox: Running) -> None:
     assert (done.returncode, b"No such file or directory" in done.stderr) == (127, True), done.stderr
 
 
+def test_shared_memory_may_hold_code(sandbox: Running) -> None:
+    assert sandbox.sh("cp /bin/echo /dev/shm/x && /dev/shm/x run; rm /dev/shm/x") == "run\n"
+
+
 def test_orphans_are_reaped(sandbox: Running) -> None:
     pid = int(sandbox.sh("sleep 0.2 & echo $!"))
     # A zombie is still there.

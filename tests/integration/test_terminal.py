@@ -47,6 +47,15 @@ def end(child: pexpect.spawn) -> int:
     return int(child.exitstatus if child.exitstatus is not None else 128 + child.signalstatus)
 
 
+def test_a_terminal_is_the_users(terminal: Spawn, project: Path) -> None:
+    project.chmod(0o755)
+    write_config(project, 'user = "games"')
+    script = "echo one >/dev/stdout; echo two >$(tty); echo three >/dev/tty; stat -c %U $(tty); exit 3"
+    child = terminal("start", "--", "sh", "-c", script)
+    child.expect("one\r\ntwo\r\nthree\r\ngames\r\n")
+    assert end(child) == 3
+
+
 def test_a_shell_in_a_terminal(terminal: Spawn) -> None:
     """The image's own command: a shell that has a terminal of the right size, resized and interrupted."""
     child = terminal("start")

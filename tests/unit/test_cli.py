@@ -116,6 +116,7 @@ def test_click_says_the_same_as_the_short_cut(
         (["ps"], 1, "no running VM"),
         (["logs", "web"], 1, "no running VM"),
         (["start", "-d", "--", "true"], 2, "--detach runs no command"),
+        (["start", "-d", "-e", "A=1"], 2, "--detach runs no command"),
         (["exec"], 2, "Missing argument 'CMD...'"),
         (["exec", "-e", "novalue", "true"], 2, "-e novalue: there is no such variable here"),
         (["exec", "-e", "=v", "true"], 2, "cannot be the name"),

@@ -38,7 +38,7 @@ ENTRIES: tuple[tuple[str, ...], ...] = (
     ("network", "rules"), ("network", "ports"), ("network", "sockets"),
 )  # fmt: skip
 """The tables whose keys are names that people give."""
-SUGGESTS = ("cpus", "memory", "harden")
+SUGGESTS = ("cpus", "memory", "harden", "user")
 """What of `[vm]` an image has a word on, where the config has none."""
 
 
