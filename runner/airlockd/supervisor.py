@@ -35,11 +35,13 @@ DESCRIPTORS = 65536
 GRACE = 2.0
 """Seconds that processes left over at shutdown have between SIGTERM and SIGKILL."""
 
-_TO_EVERYBODY = (
-    signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGTERM,
-    signal.SIGPWR,
-)  # fmt: skip
-"""What root in the sandbox may send to all that there is, and that by itself ends a process."""
+_TO_EVERYBODY = signal.valid_signals() - {
+    signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ,
+}  # fmt: skip
+"""What root in the sandbox may send to all that there is, and may end or stop a process.
+
+Left out is what nobody can ignore, what does no harm, and what Python ignores by itself.
+"""
 
 
 def main() -> NoReturn:
