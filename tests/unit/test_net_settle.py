@@ -145,6 +145,12 @@ def test_sockets_are_found_or_warned_of(root: Path, tmp_path: Path) -> None:
             }
 
 
+def test_a_daemons_socket_is_known_by_its_name_on_either_side(root: Path) -> None:
+    text = '[network.sockets.d]\nhost = "/run/mine.sock:/var/run/docker.sock"'
+    with closing(settled(root, text)) as found:
+        assert found.powerful == "forwarded socket d (/run/mine.sock)"
+
+
 def test_a_path_that_cannot_be_looked_at_is_a_socket_that_is_missing(root: Path) -> None:
     text = f'[network.sockets.x]\nhost = "/{"x" * 300}/x.sock:/run/x.sock"'
     with closing(settled(root, text)) as found:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 LOOPBACK = "127.0.0.1"
 BACKLOG = 128
 POWERFUL = ("docker.sock", "podman.sock", "containerd.sock", "crio.sock", "libvirt-sock")
-"""Names of sockets whose servers do anything for whoever reaches them, as root or nearly."""
+"""Names of sockets, on either side, whose servers do anything for whoever reaches them, as root or nearly."""
 POWER = "whoever reaches its server from the sandbox has this host, as root or nearly"
 
 
@@ -76,7 +76,11 @@ class Settled:
     @property
     def powerful(self) -> str:
         """The forwarded sockets that amount to the host itself, in words."""
-        found = [each for each in self.sockets.values() if each.path.name in POWERFUL]
+        found = [
+            each
+            for each in self.sockets.values()
+            if each.path.name in POWERFUL or os.path.basename(each.guest) in POWERFUL
+        ]
         return ", ".join(f"forwarded socket {each.name} ({each.path})" for each in found)
 
     def listen_call(self) -> dict[str, Any] | None:
