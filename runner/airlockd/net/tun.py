@@ -20,6 +20,8 @@ once, and a reset that is lost is never sent again."""
 _STEERING = ("/proc/sys/net/core/rps_sock_flow_entries", f"/sys/class/net/{NAME}/queues/rx-0/rps_flow_cnt")
 _STEERED = "4096"
 """Connections, more or less, of which is known where they are read."""
+_MAY_PING = ("/proc/sys/net/ipv4/ping_group_range", "0 2147483647")
+"""Everybody, as systemd has it: where programs can gain no rights, ping needs it for all but root."""
 _QUIET = {
     "router_solicitations": "0",
     "accept_ra": "0",
@@ -65,6 +67,7 @@ def create() -> int:
         # It goes nowhere, but has to come here to be refused and told.
         _default_route(index, socket.AF_INET6)
     _steer()
+    _set(*_MAY_PING)
     return fd
 
 
@@ -74,12 +77,16 @@ def _steer() -> None:
     Otherwise that program is woken while the writer still holds its socket, and spins for that: in emulation each turn
     of it is an exit of the virtual CPU. Source: Documentation/networking/scaling.rst (RFS).
     """
+    for path in _STEERING:
+        _set(path, _STEERED)
+
+
+def _set(path: str, value: str) -> None:
     try:
-        for path in _STEERING:
-            with open(path, "w", encoding="ascii") as file:
-                file.write(_STEERED)
+        with open(path, "w", encoding="ascii") as file:
+            file.write(value)
     except OSError:
-        # A kernel for one processor; or another namespace than the first, where there are no such settings.
+        # A kernel for one processor; or another namespace than the first, where there are no such settings or users.
         pass
 
 
