@@ -193,6 +193,7 @@ def test_a_connection_fails_as_it_did_on_the_host(tmp_path: Path) -> None:
         assert sandbox.answered(sandbox.connect(443, "nowhere.test")).error == "EHOSTUNREACH"
         assert sandbox.records[-1]["rule"] == "no address"
         assert sandbox.answered(sandbox.connect(0, "web.test")).error == "ECONNREFUSED"
+        assert sandbox.records[-1]["rule"] == "port 0"
 
 
 def test_the_next_address_is_tried_where_one_refuses(tmp_path: Path) -> None:
