@@ -219,15 +219,21 @@ def test_a_syn_is_asked_about_once(ends: Ends) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "protocol"),
-    [("ECONNREFUSED", packet.TCP), ("EHOSTUNREACH", packet.ICMP), ("ETIMEDOUT", None), ("EEK", packet.TCP)],
-)
-def test_refusals(ends: Ends, error: str, protocol: int | None) -> None:
+    ("error", "protocol", "code"),
+    [
+        ("ECONNREFUSED", packet.TCP, None), ("ETIMEDOUT", None, None), ("EEK", packet.TCP, None),
+        # Of ICMP's "destination unreachable" (RFC 792, 1812): host, network, prohibited.
+        ("EHOSTUNREACH", packet.ICMP, 1), ("ENETUNREACH", packet.ICMP, 0), ("EACCES", packet.ICMP, 13),
+    ],
+)  # fmt: skip
+def test_refusals(ends: Ends, error: str, protocol: int | None, code: int | None) -> None:
     syn = segment(packet.SYN, FIRST)
     ends.say(syn)
     ends.asked[0].refuse(error, "")
-    said = [each[LENGTH.size + HEADER :][9] for each in ends.rounds()]
-    assert said == ([] if protocol is None else [protocol])
+    packets = [each[LENGTH.size + HEADER :] for each in ends.rounds()]
+    assert [each[9] for each in packets] == ([] if protocol is None else [protocol])
+    if code is not None:
+        assert bytes(packets[0][20:22]) == bytes((3, code))
     assert ends.done == 1
     # Where nobody answered, nobody does, nor is asked again; but for another connection.
     ends.say(syn)
