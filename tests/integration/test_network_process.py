@@ -21,7 +21,7 @@ from airlock_runner.config.network_model import (
     NetworkConfig,
     RuleConfig,
 )
-from airlock_runner.net import airlock0, connection
+from airlock_runner.net import airlock0, connection, dial
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,6 +57,24 @@ def test_a_connection_fails_as_it_did_on_the_host(guest: Guest) -> None:
     with pytest.raises(OSError, match="No route to host") as caught:
         guest.connect(80, "no.such.name.invalid")
     assert caught.value.errno == errno.EHOSTUNREACH
+
+
+@pytest.mark.parametrize(
+    ("number", "seen"),
+    [
+        (errno.ENETUNREACH, errno.ENETUNREACH),
+        (errno.EHOSTUNREACH, errno.EHOSTUNREACH),
+        # By ICMP, Linux can be told of a packet filter, but not by that name.
+        (errno.EPERM, errno.EHOSTUNREACH),
+    ],
+)
+def test_what_the_host_does_not_reach_is_told_by_its_errno(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch, number: int, seen: int
+) -> None:
+    monkeypatch.setattr(dial, "_connect", lambda _handle, _target: number)
+    with pytest.raises(OSError, match=r"unreachable|No route") as caught:
+        guest.connect(80)
+    assert caught.value.errno == seen
 
 
 def test_what_does_not_answer_is_silent_for_as_long_as_the_program_asks(
