@@ -68,9 +68,10 @@ def test_where_there_are_as_many_connections_as_may_be(
     monkeypatch.setattr(service, "MAX_CONNECTIONS", 2)
     into = free_port()
     ports = PortsConfig(host=(PortPair(free_port(), 3000),), guest=(PortPair(into, 4000),))
-    config = replace(LOCAL, ports={"p": ports})
+    # Should the packet below be judged, nobody is dialled for it.
+    config = replace(LOCAL, ports={"p": ports}, rules={"r": RuleConfig(deny=("93.184.216.34",))})
     with serving(echo) as port, guest(config, tmp_path) as sandbox:
-        sandbox.answered(sandbox.connect(port, "web.test"))
+        first = sandbox.answered(sandbox.connect(port, "web.test"))
         with socket.create_connection(("127.0.0.1", into)):
             # It counts from the moment in which the guest is asked.
             sandbox.until(lambda: sandbox.dials)
@@ -106,6 +107,7 @@ def test_where_there_are_as_many_connections_as_may_be(
                 assert broken == [errno.ECONNRESET]
             assert len(sandbox.dials) == 1
             assert len(sandbox.records) == before
+            assert first.error is None
 
 
 def test_a_guest_that_does_not_answer_is_not_waited_for_for_ever(
