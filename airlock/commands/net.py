@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from airlock.cli import group
-from airlock.output import one_line, say, say_json
+from airlock.cli import face, group
+from airlock.output import note, one_line, say, say_json
 from airlock_store.errors import AirlockError
 
 if TYPE_CHECKING:
@@ -95,14 +95,14 @@ def allow(pattern: str) -> None:
 
     What a rule denies stays denied, unless `airlock net deny` did it with the same pattern.
     """
-    _ask({"allow": pattern})
+    _tell_if_void(_ask({"allow": pattern}), f"{pattern} stays denied")
 
 
 @net.command("deny", examples=["airlock net deny '*:25'"])
 @click.argument("pattern")
 def deny(pattern: str) -> None:
     """Deny PATTERN in the running sandbox, from the next connection on, until it stops."""
-    _ask({"deny": pattern})
+    _tell_if_void(_ask({"deny": pattern}), f"{pattern} stays allowed")
 
 
 @net.command("learn", examples=["airlock net learn", "airlock net learn --denied"])
@@ -138,6 +138,11 @@ def _ask(what: dict[str, Any]) -> dict[str, Any]:
     from airlock_runner.remote import change_network
 
     return change_network(Project.find(Path.cwd()), what)
+
+
+def _tell_if_void(reply: dict[str, Any], what: str) -> None:
+    if reply["void"] is not None and not face().quiet:
+        note(f"{what}: {reply['void']}")
 
 
 def _say(entry: Entry, as_json: bool) -> None:

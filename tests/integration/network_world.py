@@ -143,4 +143,4 @@ class World:
         done = subprocess.run(
             [COMMAND, "net", *words], cwd=self.sandbox.project, capture_output=True, check=True
         )
-        return done.stdout.decode()
+        return (done.stdout + done.stderr).decode()

@@ -200,8 +200,11 @@ def test_a_socket_works_as_soon_as_it_is_there(world: World) -> None:
 
 def test_the_policy_changes_while_it_runs(world: World) -> None:
     here = f"web.test:{world.web}"
-    world.net("deny", f"*:{world.web}")
+    assert world.net("deny", f"*:{world.web}") == ""
     assert world.tried(here) == {here: "Connection refused"}
+    # All of it is denied, whatever is allowed of it.
+    stays = f"{here} stays denied: airlock net: deny *:{world.web}\n"
+    assert (world.net("allow", here), world.net("allow", "-q", here)) == (stays, "")
     assert world.logged()[-1]["rule"] == f"airlock net: deny *:{world.web}"
     world.net("allow", f"*:{world.web}")
     assert world.tried(here) == {here: "connected"}

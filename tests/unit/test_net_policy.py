@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 from hypothesis import given
@@ -23,6 +23,7 @@ from airlock_runner.net.policy import (
     judge,
     judge_name,
     with_live,
+    without_effect,
 )
 
 if TYPE_CHECKING:
@@ -372,6 +373,40 @@ def test_a_live_rule_replaces_its_opposite() -> None:
     assert [rule.name for rule in rules.rules] == ["empty", "r", LIVE]
 
 
+@pytest.mark.parametrize(
+    ("mode", "deny", "verb", "pattern", "said"),
+    [
+        (OPEN, "a.com", "allow", "a.com", "r: deny a.com"),
+        (OPEN, "a.com", "allow", "A.com.:443", "r: deny a.com"),
+        (OPEN, "a.com:80", "allow", "a.com", None),
+        (OPEN, "a.com:80", "allow", "a.com:80", "r: deny a.com:80"),
+        (OPEN, "a.com:80", "allow", "a.com:443", None),
+        (CLOSED, "*.com", "allow", "x.a.com", "r: deny *.com"),
+        (CLOSED, "*.com", "allow", "*.a.com", "r: deny *.com"),
+        (CLOSED, "*.a.com", "allow", "*.com", None),
+        (CLOSED, "a.com", "allow", "*.com", None),
+        (CLOSED, "*", "allow", "*.com", "r: deny *"),
+        (CLOSED, "*", "allow", "*", "r: deny *"),
+        (CLOSED, "*", "allow", "10.0.0.0/8", "r: deny *"),
+        (CLOSED, "10.0.0.0/8", "allow", "10.1.0.0/16", "r: deny 10.0.0.0/8"),
+        (CLOSED, "10.0.0.0/8", "allow", "0.0.0.0/0", None),
+        (CLOSED, "10.0.0.0/8", "allow", "11.0.0.0/16", None),
+        (CLOSED, "::/0", "allow", "10.0.0.1", None),
+        (CLOSED, "10.0.0.0/8", "allow", "a.com", None),
+        (CLOSED, "10.0.0.0/8", "allow", "*", None),
+        (NEVER, "", "allow", "a.com", "policy deny-always"),
+        (NEVER, "", "deny", "a.com", None),
+        (ALWAYS, "", "deny", "a.com", "policy allow-always"),
+        (ALWAYS, "a.com", "allow", "a.com", None),
+        (OPEN, "a.com", "deny", "a.com", None),
+    ],
+)
+def test_what_decides_whatever_a_live_rule_says(
+    mode: str, deny: str, verb: Literal["allow", "deny"], pattern: str, said: str | None
+) -> None:
+    assert without_effect(policy(mode, "", deny), verb, parse_pattern(pattern)) == said
+
+
 PATTERNS = st.lists(
     st.sampled_from(["*", "*:443", "a.com", "*.com", "b.com:80", "10.0.0.0/8", "0.0.0.0/0", PUBLIC]), max_size=4
 ).map(" ".join)  # fmt: skip
@@ -401,3 +436,21 @@ def test_whatever_the_rules(
 
 def test_patterns_are_values() -> None:
     assert parse_pattern("a.com:1") == Pattern("a.com:1", name="a.com", port=1)
+
+
+@given(
+    mode=st.sampled_from([ALWAYS, NEVER, OPEN, CLOSED]), deny=PATTERNS,
+    text=st.sampled_from(["*", "*:443", "*.com", "a.com", "b.com:80", "10.0.0.0/8", "10.1.0.0/16:443", PUBLIC]),
+    name=st.sampled_from([None, "a.com", "b.com", "x.a.com"]), address=st.sampled_from([PUBLIC, "10.1.2.3"]),
+    port=st.sampled_from([80, 443]),
+)  # fmt: skip
+def test_what_a_live_rule_cannot_allow_stays_denied(
+    *, mode: str, deny: str, text: str, name: str | None, address: str, port: int
+) -> None:
+    rules, pattern = policy(mode, "", deny), parse_pattern(text)
+    said = without_effect(rules, "allow", pattern)
+    about = pattern.takes_port(port) and (
+        (name is not None and pattern.matches_name(name)) or pattern.matches_address(parse_address(address))
+    )
+    if said is not None and about and (name is None or pattern.network is None):
+        assert not verdict(with_live(rules, "allow", pattern), name, address, port).allowed

@@ -106,12 +106,13 @@ class Network:
     def command(self, header: Header) -> Header:
         """What a user of `airlock net` asks of the running sandbox; gives the reply.
 
-        Keys: `set` a mode, or `allow` or `deny` a pattern, or nothing to see what holds. Raises ValueError.
+        Keys: `set` a mode, or `allow` or `deny` a pattern, or nothing to see what holds. In the reply, `void` is what
+        decides against the pattern all the same. Raises ValueError.
         """
         from dataclasses import replace
 
         from airlock_runner.net.patterns import parse_pattern
-        from airlock_runner.net.policy import LIVE, MODES, with_live
+        from airlock_runner.net.policy import LIVE, MODES, with_live, without_effect
 
         policy = self.policy
         if "set" in header:
@@ -119,9 +120,12 @@ class Network:
             if mode is None:
                 raise ValueError(f"a policy is one of {', '.join(MODES)}")
             policy = replace(policy, mode=mode)
+        void = None
         for verb in ("allow", "deny"):
             if verb in header:
-                policy = with_live(policy, verb, parse_pattern(str(header[verb])))
+                pattern = parse_pattern(str(header[verb]))
+                policy = with_live(policy, verb, pattern)
+                void = without_effect(policy, verb, pattern)
         if sum(len(rule.allow) + len(rule.deny) for rule in policy.rules if rule.name == LIVE) > MAX_LIVE:
             raise ValueError(f"more than {MAX_LIVE} patterns")
         self._policy = policy
@@ -130,6 +134,7 @@ class Network:
         return {
             "t": "reply",
             "policy": policy.mode,
+            "void": void,
             "rules": [
                 {"name": rule.name, "allow": [each.text for each in rule.allow],
                  "deny": [each.text for each in rule.deny]}

@@ -134,6 +134,29 @@ def with_live(policy: Policy, verb: Literal["allow", "deny"], pattern: Pattern) 
     return replace(policy, rules=(*others, Rule(LIVE, allow, deny)))
 
 
+def without_effect(policy: Policy, verb: Literal["allow", "deny"], pattern: Pattern) -> str | None:
+    """What decides about all that `pattern` is about, whatever a live rule with this verb says, or None."""
+    if policy.mode == ("deny-always" if verb == "allow" else "allow-always"):
+        return f"policy {policy.mode}"
+    if policy.mode == "allow-always" or verb == "deny":
+        return None
+    stronger = _first(each for each in _patterns(policy, "deny") if _covers(each[1], pattern))
+    return _said(*stronger, "deny") if stronger is not None else None
+
+
+def _covers(wide: Pattern, pattern: Pattern) -> bool:
+    """Whether `wide` is about everything that `pattern` is about."""
+    if wide.port not in (None, pattern.port):
+        return False
+    if (inner := pattern.network) is not None and (outer := wide.network) is not None:
+        return wide.matches_address(inner.network_address) and outer.prefixlen <= inner.prefixlen
+    if pattern.name is not None:
+        return wide.matches_name(pattern.name)
+    if pattern.suffix is not None:
+        return wide.matches_name(pattern.suffix) and wide.name is None
+    return wide.name is None and wide.suffix is None and wide.network is None
+
+
 def _patterns(policy: Policy, verb: Literal["allow", "deny"]) -> Iterator[tuple[Rule, Pattern]]:
     for rule in policy.rules:
         for pattern in rule.allow if verb == "allow" else rule.deny:
