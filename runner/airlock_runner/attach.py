@@ -61,7 +61,7 @@ def attach(
         "env": command_environment(env),
         "login": login,
     }
-    return _Attached(connection, call).run()
+    return _Attached(connection, call, project.root).run()
 
 
 def connect(project: Project | None) -> int:
@@ -90,7 +90,8 @@ def unavailable(event: Header) -> UnavailableError | None:
 
 
 class _Attached:
-    def __init__(self, fd: int, call: Mapping[str, Any]) -> None:
+    def __init__(self, fd: int, call: Mapping[str, Any], root: Path) -> None:
+        self._root = root
         self._loop = Loop()
         self._argv: Sequence[str] = call["argv"]
         self._result: int | None = None
@@ -130,5 +131,5 @@ class _Attached:
         self._loop.stop()
 
     def _refused(self, header: Header) -> None:
-        complain(self._argv, header)
+        complain(self._argv, header, self._root)
         self._finished(spawn_error_code(header))

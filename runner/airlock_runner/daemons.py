@@ -60,12 +60,29 @@ def advice(event: Mapping[str, Any], daemons: Mapping[str, DaemonConfig]) -> str
     """What may help a daemon of which `event` tells bad news, or None."""
     name = event.get("daemon")
     daemon = daemons.get(name) if isinstance(name, str) else None
-    if daemon is None or not daemon.harden or event.get("state") not in ("backoff", "failed", "late"):
+    if daemon is None or event.get("state") not in ("backoff", "failed", "late"):
+        return None
+    match blamed(event):
+        case [*_, "command"]:
+            return f"{daemon.command[0]} has to be a program of the sandbox: a path, or a name in its PATH"
+        case [*_, "cwd"]:
+            return f"{daemon.cwd} has to be a directory that is there in the sandbox when the daemon starts"
+    if not daemon.harden:
         return None
     return (
         f"daemon {name} runs without privileges over the machine itself; "
         f"if it needs them (containers do), say [daemons.{name}] harden = false"
     )
+
+
+def blamed(event: Mapping[str, Any]) -> tuple[str, ...]:
+    """The keys in the config of what kept a daemon from being executed, if this event tells of that."""
+    name, how = event.get("daemon"), event.get("how")
+    if event.get("state") != "failed" or not isinstance(name, str) or not isinstance(how, str):
+        return ()
+    # In airlockd's words, where the directory comes first.
+    key = "command" if how.startswith("exec: ") else "cwd" if ": chdir: " in how else None
+    return ("daemons", name, key) if key else ()
 
 
 def _said(event: Mapping[str, Any]) -> str:

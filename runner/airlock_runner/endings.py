@@ -14,6 +14,7 @@ from airlock_store.errors import MachineError
 if TYPE_CHECKING:
     from airlock_runner.machine.process import Machine
     from airlock_runner.project import Project
+    from airlock_store.errors import Location
 
 
 def how_it_died(machine: Machine) -> str:
@@ -39,12 +40,12 @@ def with_console(what: str, machine: Machine | None, project: Project) -> Machin
     return MachineError(f"{what}\nThe last lines of its console{kept}:\n{last_lines(console)}")
 
 
-def refused(message: str) -> MachineError:
-    """airlockd could not set the sandbox up; `message` is its word."""
+def refused(message: str, at: Location | None) -> MachineError:
+    """airlockd could not set the sandbox up; `message` is its word, `at` where the config asks for what it is about."""
     hint = None
     if "No space left on device" in message:
         hint = "if the sandbox's disk is full, a larger [disk] size makes room"
     elif any(word in message for word in ("disk.img", "airlock-disk", "e2fsck")):
         hint = "keep a copy of .airlock/sandbox/disk.img if it matters, then start afresh with `airlock rm`"
     text = f"the sandbox could not be set up: {one_line(message, 500)}"
-    return MachineError(text, hint=hint)
+    return MachineError(text, hint=hint, at=at)

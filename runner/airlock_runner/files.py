@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from airlock_runner.config import place_if_said
 from airlock_runner.text import one_line
 from airlock_store.errors import MachineError
 from airlockd.protocol.files import (
@@ -188,7 +189,9 @@ class Files:
             self._done()
 
         def refused(header: Header) -> None:
-            self._trouble(file.mount, f"it cannot be put at {file.mount.target}: {_message(header)}")
+            self._trouble(
+                file.mount, f"it cannot be put at {file.mount.target}: {_message(header)}", "target"
+            )
             self._done()
 
         stream = self._control.number()
@@ -297,8 +300,8 @@ class Files:
         self._note(0, f"mount {file.mount.name}: {told} kept as {path}")
         return True
 
-    def _trouble(self, mount: FileMount, text: str) -> None:
-        """Ends the start while it starts; later it is only told."""
+    def _trouble(self, mount: FileMount, text: str, key: str = "source") -> None:
+        """Ends the start while it starts; later it is only told. `key` is the one whose value is to blame."""
         text = f"mount {mount.name}: {text}"
         if self._failed is None:
             # The sandbox can make it say so as often as it likes.
@@ -307,7 +310,9 @@ class Files:
                 self._note(0, text)
             return
         failed, self._then, self._failed = self._failed, None, None
-        failed(MachineError(text))
+        said = (place_if_said(self._project.root, "mounts", mount.name, each) for each in (key, "source"))
+        at = next((place for place in said if place), None)
+        failed(MachineError(text, at=at))
 
 
 def _message(header: Header) -> str:

@@ -30,16 +30,28 @@ MAX_MOUNTS = 16
 MAX_FILES = 64
 PRIVATE = ".airlock"
 PROJECT = "project"
+Keys = tuple[str | int, ...]
+"""The way to a value in the config."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mounts:
-    """`shares` are for QEMU, `files` for the session, `places` for airlockd's `configure`, `warnings` for the user."""
+    """`shares` are for QEMU, `files` for the session, `places` for airlockd's `configure`, `warnings` for the user.
+
+    `origins` has for each place the keys in the config of what it is where; none for what airlock does by itself.
+    """
 
     shares: tuple[Share, ...]
     files: tuple[FileMount, ...]
     places: tuple[dict[str, Any], ...]
+    origins: tuple[Keys, ...]
     warnings: tuple[str, ...]
+
+    def keys_of(self, place: object) -> Keys:
+        """The origin of the place that airlockd names by its number, if that is one."""
+        if not isinstance(place, int) or not 0 <= place < len(self.origins):
+            return ()
+        return self.origins[place]
 
 
 def settle(config: ProjectConfig, root: Path) -> Mounts:
@@ -53,24 +65,29 @@ def settle(config: ProjectConfig, root: Path) -> Mounts:
     for name, mount in config.mounts.items():
         with noting(settling.problems):
             settling.mount(name, mount)
-    settling.places += _private(root, os.fspath(root), root)
+    settling.hide(root, os.fspath(root))
     for name, mask in config.mask.items():
-        for path in mask.paths:
-            settling.places.append({"kind": "mask", "target": f"{root}/{path}"})
+        for index, path in enumerate(mask.paths):
+            settling.place(_mask(f"{root}/{path}"), "mask", name, "paths", index)
             settling.wanted.append((f"{root}/{path}", f"mask {name}", ("mask", name)))
     for name, cache in config.disk.cache.items():
-        for path in cache.paths:
+        for index, path in enumerate(cache.paths):
             with noting(settling.problems):
-                settling.cache(name, path)
+                settling.cache(name, index, path)
     for name, bind in config.disk.bind.items():
         with noting(settling.problems):
             settling.take(bind.path, f"disk.bind {name}", "disk", "bind", name)
-            settling.places.append({"kind": "bind", "target": bind.path, "directory": name})
+            place = {"kind": "bind", "target": bind.path, "directory": name}
+            settling.place(place, "disk", "bind", name, "path")
     settling.look_below_read_only()
     if settling.problems:
         raise ConfigError.of(settling.problems)
     return Mounts(
-        tuple(settling.shares), tuple(settling.files), tuple(settling.places), tuple(settling.warnings)
+        tuple(settling.shares),
+        tuple(settling.files),
+        tuple(settling.places),
+        tuple(settling.origins),
+        tuple(settling.warnings),
     )
 
 
@@ -81,7 +98,8 @@ class _Settling:
         self.problems: list[ConfigError] = []
         self.shares = [Share(PROJECT, root)]
         self.files: list[FileMount] = []
-        self.places: list[dict[str, Any]] = [_share(PROJECT, os.fspath(root), read_only=False)]
+        self.places: list[dict[str, Any]] = []
+        self.origins: list[Keys] = []
         self.warnings: list[str] = []
         self.wanted: list[tuple[str, str, tuple[str, ...]]] = []
         """Target, what is to be there, and its keys in the config."""
@@ -89,6 +107,12 @@ class _Settling:
         self._sources = {os.fspath(root): self.shares[0]}
         self._taken = {os.fspath(root): "the project"}
         self._writable = writable_by_sandbox(config, root)
+        self.place(_share(PROJECT, os.fspath(root), read_only=False))
+
+    def place(self, place: dict[str, Any], *keys: str | int) -> None:
+        """Have airlockd put something somewhere; the config says at `keys` where."""
+        self.places.append(place)
+        self.origins.append(keys)
 
     def take(self, target: str, what: str, *keys: str) -> None:
         """A place for one thing only."""
@@ -108,27 +132,36 @@ class _Settling:
             return
         target = mount.target or _same_place(name, source, self._root)
         self.take(target, f"mount {name}", "mounts", name)
+        keys = ("mounts", name, "target" if mount.target else "source")
         if source.is_file():
             if len(self.files) == MAX_FILES:
                 raise ConfigError(f"more than {MAX_FILES} files", at=place_of(self._root, "mounts", name))
             file = FileMount(len(self.files), name, source, target, mount.read_only)
             self.files.append(file)
-            self.places.append(_file(file))
+            self.place(_file(file), *keys)
             return
         if len(self.shares) > MAX_MOUNTS:
             raise ConfigError(f"more than {MAX_MOUNTS} directories", at=place_of(self._root, "mounts", name))
         tag = f"mount{len(self.shares) - 1}"
         self._sources[target] = share = Share(tag, source, mount.read_only)
         self.shares.append(share)
-        self.places.append(_share(tag, target, read_only=mount.read_only))
-        self.places += _private(source, target, self._root)
+        self.place(_share(tag, target, read_only=mount.read_only), *keys)
+        self.hide(source, target)
 
-    def cache(self, name: str, path: str) -> None:
+    def hide(self, source: Path, target: str) -> None:
+        """The sandbox's own files, where the share of `source` has them."""
+        private = Path(os.path.realpath(self._root)) / PRIVATE
+        real = os.path.realpath(source)
+        if private.is_relative_to(real):
+            self.place(_mask(f"{target}/{private.relative_to(real)}"))
+
+    def cache(self, name: str, index: int, path: str) -> None:
         """A directory for each path, by the path: it stays the same however the list changes."""
         target = path if path.startswith(("/", "~")) else f"{self._root}/{path}"
         self.take(target, f"cache {name}", "disk", "cache", name)
         directory = f"{name}/{hashlib.sha256(path.encode()).hexdigest()[:32]}"
-        self.places.append({"kind": "cache", "target": target, "directory": directory})
+        place = {"kind": "cache", "target": target, "directory": directory}
+        self.place(place, "disk", "cache", name, "paths", index)
 
     def look_below_read_only(self) -> None:
         """Note each target that is not there in the read-only share that it lies in: nobody could make it."""
@@ -175,13 +208,8 @@ def _file(file: FileMount) -> dict[str, Any]:
     return {"kind": "file", "file": file.number, "target": file.target, "read_only": file.read_only}
 
 
-def _private(source: Path, target: str, root: Path) -> list[dict[str, Any]]:
-    """What hides the sandbox's own files where a share has them."""
-    private = Path(os.path.realpath(root)) / PRIVATE
-    real = os.path.realpath(source)
-    if not private.is_relative_to(real):
-        return []
-    return [{"kind": "mask", "target": f"{target}/{private.relative_to(real)}"}]
+def _mask(target: str) -> dict[str, Any]:
+    return {"kind": "mask", "target": target}
 
 
 def _source(name: str, mount: MountConfig, root: Path, writable: list[Path]) -> Path | None:

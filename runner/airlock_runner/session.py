@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from airlock_runner import daemons, endings, promises
+from airlock_runner.config import place_if_said
 from airlock_runner.defaults import CommandDefaults, working_directory
 from airlock_runner.machine import accel
 from airlock_runner.machine.qemu import find_qemu
@@ -93,6 +94,7 @@ class Session:
         self._mounts, self._network = mounts, network
         self._daemons = asked
         self._advice: str | None = None
+        self._blamed: tuple[str, ...] = ()
         spec = machine_spec(
             request.image, request.config, root=self._project.root, qemu=qemu, disk=disk, shares=mounts.shares
         )
@@ -230,7 +232,8 @@ class Session:
         )
 
     def _on_daemon_trouble(self, header: Header) -> None:
-        self._end(MachineError(one_line(str(header.get("message")), 500), hint=self._advice))
+        at = place_if_said(self._project.root, *self._blamed)
+        self._end(MachineError(one_line(str(header.get("message")), 500), hint=self._advice, at=at))
 
     def _run_command(self, defaults: CommandDefaults) -> None:
         if self._ending:
@@ -251,7 +254,7 @@ class Session:
         }
 
         def refused(header: Header) -> None:
-            complain(argv, header)
+            complain(argv, header, self._project.root)
             self._end(spawn_error_code(header))
 
         def started(_header: Header) -> None:
@@ -265,7 +268,8 @@ class Session:
             self._end(error)
 
     def _on_refused(self, header: Header) -> None:
-        self._fail(endings.refused(str(header.get("message"))))
+        keys = self._mounts.keys_of(header.get("place"))
+        self._fail(endings.refused(str(header.get("message")), place_if_said(self._project.root, *keys)))
 
     # ---- while it runs
 
@@ -284,6 +288,7 @@ class Session:
             if text is not None:
                 self.note(0, text)
             self._advice = daemons.advice(header, self._request.config.daemons) or self._advice
+            self._blamed = daemons.blamed(header) or self._blamed
         elif name == "file":
             if self._files is not None:
                 self._files.changed(header)

@@ -15,6 +15,7 @@ import tty
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from airlock_runner.config import place_if_said
 from airlock_runner.control import outcome
 from airlock_runner.text import one_line, printable
 from airlock_store.errors import AirlockError
@@ -23,6 +24,7 @@ from airlockd.protocol.pumps import Sink, Source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from airlock_runner.control import Control
     from airlockd.protocol.frames import Header
@@ -232,10 +234,12 @@ def tell(text: str) -> None:
         os.close(null)
 
 
-def complain(argv: Sequence[str], header: Header) -> None:
-    """Tell the user why a command did not start."""
+def complain(argv: Sequence[str], header: Header, root: Path) -> None:
+    """Tell the user why a command did not start in the sandbox of the project at `root`."""
     message = one_line(str(header.get("message", "it could not be started")), 300)
-    tell(f"{_name(argv)}: {message}")
+    # No call of the kernel failed: the sandbox does not have the user.
+    at = place_if_said(root, "vm", "user") if header.get("errno") == 0 else None
+    tell(f"{at}: {_name(argv)}: {message}" if at else f"{_name(argv)}: {message}")
 
 
 def _name(argv: Sequence[str]) -> str:

@@ -15,8 +15,9 @@ _PARTS = {"cache": 2, "bind": 1}
 
 
 class Place(NamedTuple):
-    """One mount: an absolute target in the sandbox, and what `kind` needs besides."""
+    """One mount: an absolute target in the sandbox, and what `kind` needs besides. `number` counts what was asked."""
 
+    number: int
     kind: str
     target: str
     read_only: bool
@@ -24,6 +25,14 @@ class Place(NamedTuple):
     directory: str
     file: int = -1
     virtiofs: bool = False
+
+
+class PlaceError(ValueError):
+    """Something cannot be put at its place."""
+
+    def __init__(self, place: Place, message: str) -> None:
+        super().__init__(message)
+        self.place = place
 
 
 def arrange(
@@ -38,7 +47,7 @@ def arrange(
     def depth(place: Place) -> tuple[int, int]:
         return real(place.target).count("/"), KINDS.index(place.kind)
 
-    return sorted((_place(each, home) for each in asked), key=depth)
+    return sorted((_place(number, each, home) for number, each in enumerate(asked)), key=depth)
 
 
 def expand(path: str, home: str) -> str:
@@ -46,7 +55,7 @@ def expand(path: str, home: str) -> str:
     return f"{home.rstrip('/')}{path[1:]}" if path == "~" or path.startswith("~/") else path
 
 
-def _place(asked: Mapping[str, Any], home: str) -> Place:
+def _place(number: int, asked: Mapping[str, Any], home: str) -> Place:
     kind, target = str(asked["kind"]), expand(str(asked["target"]), home)
     parts = target.split("/")
     if kind not in KINDS or parts[0] or len(parts) < 2 or not all(parts[1:]) or {".", ".."} & set(parts):
@@ -59,6 +68,6 @@ def _place(asked: Mapping[str, Any], home: str) -> Place:
         raise ValueError(f"bad directory {directory!r}")
     file = int(asked["file"]) if kind == "file" else -1
     return Place(
-        kind, target, bool(asked.get("read_only")), str(asked.get("tag", "")), directory, file,
+        number, kind, target, bool(asked.get("read_only")), str(asked.get("tag", "")), directory, file,
         asked.get("filesystem") == "virtiofs",
     )  # fmt: skip

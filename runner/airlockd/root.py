@@ -13,7 +13,7 @@ import stat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airlockd import boot, disk, harden, linux
-from airlockd.layout import Place, arrange
+from airlockd.layout import Place, PlaceError, arrange
 from airlockd.user import User, look_up, ordinary
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Root:
                 self._put(place, account)
             except OSError as error:
                 # Most often something else is there, such as a file in the way of a directory.
-                raise ValueError(f"{place.kind} at {place.target}: {error.strerror}") from error
+                raise PlaceError(place, f"{place.kind} at {place.target}: {error.strerror}") from error
         for place in arranged:
             if place.kind == "mask" and not self._has_file(place.target):
                 # Only now: a share may lie below a mask and needs a directory to be mounted on.
@@ -221,7 +221,7 @@ class Root:
             try:
                 source = os.open(place.directory, flags, dir_fd=userdata)
             except NotADirectoryError:
-                raise ValueError(f"/airlock/disk/{place.directory} is not a directory") from None
+                raise PlaceError(place, f"/airlock/disk/{place.directory} is not a directory") from None
         finally:
             os.close(userdata)
         try:

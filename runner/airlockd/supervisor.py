@@ -13,7 +13,7 @@ import traceback
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airlockd import boot, daemons, disk, entropy, harden, identity, kernelcheck, linux, memory, switches
-from airlockd.layout import expand
+from airlockd.layout import PlaceError, expand
 from airlockd.net.process import NetworkProcess
 from airlockd.net.process import start as start_network
 from airlockd.process import MAX_DESCRIPTORS, Command, Inside, Process, SpawnError, kill_group
@@ -121,7 +121,8 @@ class Supervisor:
             text = f"missing argument {error}" if isinstance(error, KeyError) else str(error)
             # The host may have sent on them already: know them, so that this is no breach of protocol.
             self._link.refuse(header.get("streams", ()))
-            self._link.mux.send({"t": "error", "id": number, "message": text})
+            place = {"place": error.place.number} if isinstance(error, PlaceError) else {}
+            self._link.mux.send({"t": "error", "id": number, "message": text, **place})
             return
         if answer is not None:
             self._link.mux.send({"t": "reply", "id": number, **answer})

@@ -116,11 +116,17 @@ def test_a_crash_loop_is_given_up_and_harms_nobody(airlock: Airlock, project: Pa
 
 
 def test_one_that_cannot_be_executed_fails_the_start(airlock: Airlock, project: Path) -> None:
-    write_config(project, '[daemons.none]\ncommand = ["/no/such/program"]\n')
-    done = airlock("start", "--", "echo", "not reached", cwd=project)
-    assert (done.returncode, done.stdout) == (1, b"")
-    assert b"daemon none ended (exec: No such file or directory) and is given up\n" in done.stderr
-    assert b"Error: daemon none ended before it was ready\n" in done.stderr
+    for command, cwd, how, place, advice in (
+        ("/no/such/program", "/", "exec", "6:1", "/no/such/program has to be a program of the sandbox"),
+        ("sleep", "/no/such", "/no/such: chdir", "7:1", "/no/such has to be a directory that is there"),
+    ):
+        write_config(project, f'[daemons.none]\ncommand = ["{command}", "9"]\ncwd = "{cwd}"\n')
+        done = airlock("start", "--", "echo", "not reached", cwd=project)
+        assert (done.returncode, done.stdout) == (1, b"")
+        *_, told, error, hint = done.stderr.decode().splitlines()
+        assert told == f"airlock: daemon none ended ({how}: No such file or directory) and is given up"
+        assert error == f"Error: {project}/airlock.toml:{place}: daemon none ended before it was ready"
+        assert hint.startswith(f"  hint: {advice}")
 
 
 def test_a_stop_while_daemons_start_is_clean(airlock: Airlock, project: Path) -> None:

@@ -149,15 +149,25 @@ def test_what_is_in_the_way_is_told_with_its_place(airlock: Airlock, project: Pa
     write_config(project, '[disk.cache.c]\npaths = ["file"]')
     done = airlock("start", "--", "true", cwd=project)
     assert done.returncode == 1
-    said = f"Error: the sandbox could not be set up: cache at {project}/file: Not a directory\n"
+    at, trouble = f"Error: {project}/airlock.toml", "the sandbox could not be set up"
+    said = f"{at}:6:10: {trouble}: cache at {project}/file: Not a directory\n"
     assert done.stderr.decode().endswith(said)
+    write_config(project, '[mask.m]\npaths = ["none", "file/none"]')
+    done = airlock("start", "--", "true", cwd=project)
+    said = f"{at}:6:18: {trouble}: mask at {project}/file/none: Not a directory\n"
+    assert (done.returncode, done.stderr.decode().endswith(said)) == (1, True), done.stderr
+    write_config(project, '[mounts.m]\nsource = "file"\ntarget = "/etc"')
+    done = airlock("start", "--", "true", cwd=project)
+    said = f"{at}:7:1: mount m: it cannot be put at /etc: Is a directory\n"
+    assert (done.returncode, done.stderr.decode().endswith(said)) == (1, True), done.stderr
     (project / "directory").mkdir()
     (project / "link").symlink_to("/nowhere")
     for name, why in (("directory", "Is a directory"), ("link", "it is a symlink that leads nowhere")):
         write_config(project, f'[mounts.f]\nsource = "file"\ntarget = "{project}/{name}"')
         done = airlock("start", "--", "true", cwd=project)
         assert done.returncode == 1
-        assert done.stderr.decode().endswith(f"set up: file at {project}/{name}: {why}\n")
+        said = f"{at}:7:1: {trouble}: file at {project}/{name}: {why}\n"
+        assert done.stderr.decode().endswith(said), done.stderr
 
 
 def test_a_missing_source_stops_the_start_or_not(airlock: Airlock, project: Path) -> None:

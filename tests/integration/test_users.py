@@ -76,9 +76,23 @@ def test_start_takes_a_directory_a_login_shell_and_a_number(
 
 def test_a_user_that_the_image_lacks_is_named(airlock: Airlock, project: Path) -> None:
     write_config(project, 'user = "nobody-here"')
+    said = f"airlock: {project}/airlock.toml:5:1: true: the sandbox has no user nobody-here\n"
     done = airlock("start", "--", "true", cwd=project)
     assert done.returncode == 126
-    assert b"airlock: true: the sandbox has no user nobody-here\n" in done.stderr
+    assert done.stderr.decode().endswith(said)
+    assert airlock("start", "--detach", cwd=project).returncode == 0
+    try:
+        done = airlock("exec", "true", cwd=project)
+        assert (done.returncode, done.stderr.decode()) == (126, said)
+        # It is where it was when it was written, or nowhere.
+        (project / "airlock.toml").write_text("[vm")
+        done = airlock("exec", "true", cwd=project)
+        assert (done.returncode, done.stderr) == (
+            126,
+            b"airlock: true: the sandbox has no user nobody-here\n",
+        )
+    finally:
+        airlock("stop", cwd=project)
 
 
 OWNER = os.geteuid() or 4321

@@ -67,3 +67,9 @@ def test_a_tilde_is_the_users_home(home: str, target: str) -> None:
 def test_a_bad_place_is_refused(asked: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="bad"):
         arrange([asked], "/root")
+
+
+def test_a_place_knows_which_one_of_those_asked_for_it_is() -> None:
+    for asked in permutations(ASKED):
+        for place in arrange(asked, "/home/me"):
+            assert asked[place.number]["kind"] == place.kind

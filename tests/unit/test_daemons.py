@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airlock_runner.config import ProjectConfig, load_config
-from airlock_runner.daemons import _NUMBERS, advice, asked, line, patience
+from airlock_runner.daemons import _NUMBERS, advice, asked, blamed, line, patience
 from airlock_store.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -148,6 +148,8 @@ def test_what_a_guest_says_of_its_daemons_is_made_safe() -> None:
         ({"daemon": "free", "state": "failed"}, False),
         ({"daemon": "unknown", "state": "failed"}, False),
         ({"daemon": ["web"], "state": "failed"}, False),
+        ({"daemon": "web", "state": "failed", "how": "exit code 1"}, True),
+        ({"daemon": "web", "state": "failed", "how": "harden: Operation not permitted"}, True),
         ({}, False),
     ],
 )
@@ -158,3 +160,26 @@ def test_who_fails_without_privileges_is_told_of_the_key(
     text = advice(event, config.daemons)
     assert (text is not None) == given
     assert "[daemons.web] harden = false" in (text or "[daemons.web] harden = false")
+
+
+@pytest.mark.parametrize("harden", ["true", "false"])
+@pytest.mark.parametrize(
+    ("how", "key", "hint"),
+    [
+        ("exec: No such file or directory", "command", "/bin/web has to be a program of the sandbox"),
+        ("exec: Permission denied", "command", "/bin/web has to be a program of the sandbox"),
+        ("/: chdir: No such file or directory", "cwd", "/ has to be a directory that is there"),
+    ],
+)
+def test_one_that_cannot_be_executed_is_not_for_lack_of_privileges(
+    root: Path, how: str, key: str, hint: str, harden: str
+) -> None:
+    config = load(root, WEB + f"harden = {harden}\n")
+    event = {"daemon": "web", "state": "failed", "how": how}
+    assert blamed(event) == ("daemons", "web", key)
+    assert (advice(event, config.daemons) or "").startswith(hint)
+
+
+@pytest.mark.parametrize("event", [{"how": 1}, {"daemon": []}, {"state": "backoff"}, {"how": "exit code 1"}])
+def test_nothing_else_is_to_blame(event: dict[str, Any]) -> None:
+    assert blamed({"daemon": "web", "state": "failed", "how": "exec: x", **event}) == ()

@@ -344,3 +344,32 @@ def test_the_private_directory_is_no_source(root: Path, source: str) -> None:
     text = f'[mounts.a]\nsource = "{source}"\ntarget = "/x"\n'
     assert "2:1: mount a: " in (said := refusal(root, text))
     assert "lies where airlock keeps the sandbox itself" in said
+
+
+def test_every_place_has_an_origin_in_the_config(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (root / "file").touch()
+    settled = mounts(
+        root,
+        '[mounts.a]\nsource = "~"\ntarget = "/srv"\n[mounts.b]\nsource = "~/one"\n[mounts.f]\nsource = "file"\n'
+        'target = "/etc/f"\n[mask.m]\npaths = ["x", "y"]\n[disk.cache.c]\npaths = ["z", "/z"]\n'
+        '[disk.bind.d]\npath = "/var/d"\n',
+    )
+    found = [
+        (place["target"], settled.keys_of(number))
+        for number, place in enumerate(settled.places)
+        if settled.keys_of(number)
+    ]
+    assert found == [
+        ("/srv", ("mounts", "a", "target")),
+        (f"{tmp_path}/one", ("mounts", "b", "source")),
+        ("/etc/f", ("mounts", "f", "target")),
+        (f"{root}/x", ("mask", "m", "paths", 0)),
+        (f"{root}/y", ("mask", "m", "paths", 1)),
+        (f"{root}/z", ("disk", "cache", "c", "paths", 0)),
+        ("/z", ("disk", "cache", "c", "paths", 1)),
+        ("/var/d", ("disk", "bind", "d", "path")),
+    ]
+    assert len(settled.origins) == len(settled.places)
+    for hostile in (-1, len(settled.places), "0", None, 1.0, [], 1 << 70):
+        assert settled.keys_of(hostile) == ()

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from airlock_runner.config.files import fingerprint
-from airlock_runner.config.load import CONFIG_NAME, configured_image, find_config, load_config, place_of
+from airlock_runner.config.load import (
+    CONFIG_NAME,
+    configured_image,
+    find_config,
+    load_config,
+    place_if_said,
+    place_of,
+)
 from airlock_runner.config.model import DiskConfig, ProjectConfig, VmConfig
 
 __all__ = [
@@ -15,5 +22,6 @@ __all__ = [
     "find_config",
     "fingerprint",
     "load_config",
+    "place_if_said",
     "place_of",
 ]

@@ -76,6 +76,17 @@ def place_of(root: Path, *keys: str) -> Location:
     return read_layers(root).document.at(keys)
 
 
+def place_if_said(root: Path, *keys: str | int) -> Location | None:
+    """Where the config at `root` says just `keys`, None where it does not or can no longer be read.
+
+    For what turns out while the sandbox runs, which may have changed its config meanwhile.
+    """
+    try:
+        return read_layers(root).document.where.get(keys)
+    except ConfigError:
+        return None
+
+
 def _order_problems(document: Document) -> list[ConfigError]:
     """Daemons that are to start after one that is none, or after themselves, at their places."""
     daemons = document.data.get("daemons")
