@@ -31,7 +31,7 @@ def machine_spec(
     `root` is the project's. An image's memory is cut to what this host has. Raises ConfigError as `boot_files` does.
     """
     total = host_memory()
-    kernel, initrd = boot_files(config, root)
+    kernel, initrd = boot_files(config, root, image.arch)
     wished = min(image.vm.memory, total) if image.vm.memory is not None else None
     return MachineSpec(
         qemu=qemu,
@@ -59,21 +59,24 @@ def too_many_emulated(cpus: int) -> str | None:
     return f"{cpus} virtual CPUs are emulated by {processors} processors: it may take minutes, or not start at all"
 
 
-def boot_files(config: ProjectConfig, root: Path) -> tuple[Path | None, Path | None]:
-    """The kernel and the initrd that the config names. Raises ConfigError for each that cannot be booted from."""
+def boot_files(config: ProjectConfig, root: Path, arch: str) -> tuple[Path | None, Path | None]:
+    """The kernel and the initrd that the config names. Raises ConfigError for each that boots no machine of `arch`."""
     problems: list[ConfigError] = []
     found: list[Path | None] = [None, None]
     for index, (key, value) in enumerate((("kernel", config.vm.kernel), ("initrd", config.vm.initrd))):
         with noting(problems):
-            found[index] = _boot_file(key, value, root, config)
+            found[index] = _boot_file(key, value, root, config, arch)
     if problems:
         raise ConfigError.of(problems)
     return found[0], found[1]
 
 
-def _boot_file(key: str, value: str | None, root: Path, config: ProjectConfig) -> Path | None:
+def _boot_file(key: str, value: str | None, root: Path, config: ProjectConfig, arch: str) -> Path | None:
     if value is None:
         return None
+    from airlock_runner.machine.bootfiles import initrd_trouble, kernel_trouble
+
+    wrong: str | None
     path = host_path(value, root)
     shared = led_out(path, writable_by_sandbox(config, root))
     if shared is not None:
@@ -83,10 +86,13 @@ def _boot_file(key: str, value: str | None, root: Path, config: ProjectConfig) -
         wrong = "is not there"
     elif not path.is_file():
         wrong = "is not a file"
-    elif not os.access(path, os.R_OK):
-        wrong = "cannot be read"
     else:
-        return path
+        try:
+            wrong = kernel_trouble(path, arch) if key == "kernel" else initrd_trouble(path)
+        except OSError as error:
+            wrong = f"cannot be read: {error.strerror}"
+        if wrong is None:
+            return path
     hint = f"name another, or leave [vm] {key} out for the image's own"
     raise ConfigError(f"{key} {path} {wrong}", hint=hint, at=place_of(root, "vm", key))
 

@@ -107,7 +107,7 @@ def _settle(request: StartRequest) -> tuple[Mounts, Network]:
     with noting(problems):
         mounts = settle(config, project.root)
     with noting(problems):
-        boot_files(config, project.root)
+        boot_files(config, project.root, request.image.arch)
     with noting(problems):
         network = Network(config.network, project, writable_by_sandbox(config, project.root))
     if mounts is None or network is None or problems:

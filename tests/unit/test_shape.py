@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
 import os
+import struct
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import zstandard
 
 from airlock_runner import shape
 from airlock_runner.config import load_config
@@ -22,6 +27,25 @@ IMAGE = Image(
     path=Path("/store/x-base"), key="x" * 32, name="base", summary="", arch="x86_64", kernel=Path("/k"),
     kernel_release="6", initrd=Path("/i"), rootfs=Path("/r"), rootfs_format="ext4", rootfs_key="r",
 )  # fmt: skip
+
+
+def elf(note: bytes, machine: int = 62, table: int = 64) -> bytes:
+    """The head of an ELF file of 64 bits with one segment, of notes, at its end."""
+    header = b"\x7fELF\x02\x01".ljust(18, b"\0") + struct.pack(
+        "<HIqqqIHHH", machine, 1, 0, table, 0, 0, 64, 56, 1
+    )
+    segment = struct.pack("<IIqqqqqq", 4, 0, 120, 0, 0, len(note), 0, 0)
+    return header.ljust(64, b"\0") + segment + note
+
+
+PVH = struct.pack("<III4sI", 4, 4, 18, b"Xen", 0x1000000)
+KERNELS = {
+    "vmlinux": elf(b"\0" * 20 + PVH),
+    "bzImage": b"MZ".ljust(0x202, b"\0") + b"HdrS",
+    "arm vmlinux": elf(b"", machine=183),
+    "arm Image": b"MZ".ljust(56, b"\0") + b"ARM\x64",
+    "arm zboot": b"MZ\0\0zimg",
+}
 
 
 @pytest.fixture
@@ -69,8 +93,8 @@ def test_a_kernel_and_an_initrd_of_ones_own(
     monkeypatch.setenv("HOME", os.fspath(tmp_path))
     made = spec(root)
     assert (made.kernel, made.initrd) == (IMAGE.kernel, IMAGE.initrd)
-    (root / "vmlinux").touch()
-    (tmp_path / "initrd").touch()
+    (root / "vmlinux").write_bytes(KERNELS["bzImage"])
+    (tmp_path / "initrd").write_bytes(b"070701")
     made = spec(root, '[vm]\nkernel = "./vmlinux"\ninitrd = "~/initrd"\n')
     assert (made.kernel, made.initrd) == (root / "vmlinux", tmp_path / "initrd")
 
@@ -84,6 +108,60 @@ def test_what_cannot_be_booted_from_is_refused_at_its_place(root: Path, tmp_path
     assert f"initrd {root}/initrd leads out of {root}" in refusal(root, '[vm]\ninitrd = "initrd"\n')
     (tmp_path / "alias").symlink_to(root)
     assert f"leads out of {root}" in refusal(root, f'[vm]\ninitrd = "{tmp_path}/alias/initrd"\n')
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_kernel_is_for_the_images_processor(root: Path, name: str) -> None:
+    (root / "k").write_bytes(KERNELS[name])
+    ours, other = ("aarch64", "x86_64") if name.startswith("arm") else ("x86_64", "aarch64")
+    assert spec(root, '[vm]\nkernel = "k"\n', replace(IMAGE, arch=ours)).kernel == root / "k"
+    with pytest.raises(
+        ConfigError, match=f"kernel {root}/k is no kernel for {other}, which the image is for"
+    ):
+        spec(root, '[vm]\nkernel = "k"\n', replace(IMAGE, arch=other))
+
+
+@pytest.mark.parametrize(
+    ("key", "content", "said"),
+    [
+        ("kernel", b"", "is no kernel for x86_64: neither a vmlinux nor a bzImage"),
+        ("kernel", b"#!/bin/sh\n", "is no kernel for x86_64: neither a vmlinux nor a bzImage"),
+        ("kernel", b"\x7fELF", "is no kernel for x86_64, which the image is for"),
+        ("kernel", elf(b"\0" * 64), "is no kernel that QEMU can boot: an ELF file without a PVH entry"),
+        ("kernel", elf(PVH, table=-1), "is no kernel that QEMU can boot"),
+        ("kernel", elf(PVH, table=(1 << 63) - 1), "is no kernel that QEMU can boot"),
+        ("kernel", elf(PVH)[:100], "is no kernel that QEMU can boot"),
+        ("initrd", b"", "is no initrd: neither a cpio archive"),
+        ("initrd", b"\0" * 5000, "is no initrd: neither a cpio archive"),
+        ("initrd", b"070707", "is no initrd: neither a cpio archive"),
+        ("initrd", b"\x04\x22\x4d\x18", "is no initrd: neither a cpio archive"),
+        ("initrd", KERNELS["bzImage"], "is no initrd: neither a cpio archive"),
+    ],
+)
+def test_what_is_no_kernel_or_initrd_is_told_before_it_is_booted(
+    root: Path, key: str, content: bytes, said: str
+) -> None:
+    (root / "file").write_bytes(content)
+    assert refusal(root, f'[vm]\n{key} = "file"\n').startswith(f"2:1: {key} {root}/file {said}")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"070701",
+        b"\0" * 512 + b"070702",
+        gzip.compress(b"070701"),
+        bz2.compress(b"070701"),
+        lzma.compress(b"070701"),
+        lzma.compress(b"070701", lzma.FORMAT_ALONE),
+        zstandard.compress(b"070701"),
+        b"\x02\x21\x4c\x18",
+        b"\x89LZO\0\r\n\x1a\n",
+    ],
+)
+def test_an_initrd_is_packed_in_any_way_that_linux_knows(root: Path, content: bytes) -> None:
+    (root / "file").write_bytes(content)
+    assert spec(root, '[vm]\ninitrd = "file"\n').initrd == root / "file"
 
 
 @pytest.mark.parametrize(("cpus", "told"), [(1, False), (8, False), (9, True), (255, True)])
