@@ -207,7 +207,10 @@ class Session:
 
     def _on_listen_trouble(self, header: Header) -> None:
         what = one_line(str(header.get("message")), 500)
-        self._end(MachineError(f"the sandbox cannot listen for [network]: {what}"))
+        keys = self._network.keys_of(header)
+        hint = "a socket can always be in /run, as in /run/NAME.sock" if "sockets" in keys else None
+        at = place_if_said(self._project.root, *keys)
+        self._end(MachineError(f"the sandbox cannot listen for [network]: {what}", hint=hint, at=at))
 
     def _put_files(self, defaults: CommandDefaults) -> None:
         if not self._mounts.files:

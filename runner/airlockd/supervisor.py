@@ -22,7 +22,7 @@ from airlockd.protocol.loop import Loop
 from airlockd.root import SANDBOX, TRASH, Root
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from airlockd import files
     from airlockd.protocol.mux import Message
@@ -247,9 +247,8 @@ class Supervisor:
         ]
         order = {"ports": header["ports"], "sockets": sockets}
 
-        def answered(problem: str | None) -> None:
-            kind = {"t": "reply"} if problem is None else {"t": "error", "message": problem}
-            self._link.mux.send({**kind, "id": header["id"]})
+        def answered(trouble: Mapping[str, Any]) -> None:
+            self._link.mux.send({**trouble, "t": "error" if trouble else "reply", "id": header["id"]})
 
         self._network.listen(order, self._root.namespace, answered)
 

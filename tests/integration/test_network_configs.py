@@ -174,6 +174,26 @@ def test_a_socket_that_is_the_host_is_told_of_once(airlock: Airlock, project: Pa
     assert json.loads(airlock("show", "--json", cwd=project).stdout)["sockets"] in power
 
 
+@pytest.mark.parametrize(
+    ("guest", "why"),
+    [
+        ("/etc", "/etc: Address already in use"),
+        ("/etc/passwd/x", "/etc/passwd/x: File exists"),
+        (f"~/{'x' * 105}", f"/root/{'x' * 105}: File name too long"),
+    ],
+)
+def test_a_place_where_no_socket_can_be_is_told(
+    airlock: Airlock, project: Path, guest: str, why: str
+) -> None:
+    write_config(project, f'[network.sockets.s]\nhost = "/none:{guest}"')
+    done = airlock("start", "--", "true", cwd=project)
+    assert done.returncode == 1
+    assert done.stderr.decode().endswith(
+        f"Error: {project}/airlock.toml:6:1: the sandbox cannot listen for [network]: {why}\n"
+        "  hint: a socket can always be in /run, as in /run/NAME.sock\n"
+    )
+
+
 def test_a_busy_port_fails_the_start(airlock: Airlock, project: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = busy.getsockname()[1]

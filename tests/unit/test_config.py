@@ -147,6 +147,19 @@ def test_a_network(tmp_path: Path) -> None:
         ("[network.sockets.a]\nhost = '/a:'", "2:1", "expected a path"),
         ("[network.sockets.a]\nhost = '/a:/b/../c'", "2:1", "without '..'"),
         ("[network.sockets.a]\nhost = '~bob/a'", "2:1", "only one's own home"),
+        ("[network.sockets.a]\nhost = '/a:b'", "2:1", "'b' is not the path of a socket"),
+        (
+            "[network.sockets.a]\nhost = '/a:/./proc//a'",
+            "2:1",
+            "no socket can be at '/./proc//a' in the sandbox",
+        ),
+        ("[network.sockets.a]\nhost = '/sys/a'", "2:1", "no socket can be at '/sys/a' in the sandbox"),
+        ("[network.sockets.a]\nhost = '/a:/airlock/disk/a'", "2:1", "no socket can be at '/airlock/disk/a'"),
+        ("[network.sockets.a]\nhost = '/a:/.'", "2:1", "no socket can be at '/.' in the sandbox"),
+        ("[network.sockets.a]\nhost = '/a:~/.'", "2:1", "no socket can be at '~/.' in the sandbox"),
+        (f"[network.sockets.a]\nhost = '/a:/{'é' * 53}x'", "2:1", "has at most 107 bytes, this has 108"),
+        (f"[network.sockets.a]\nhost = '/a:~/{'x' * 107}'", "2:1", "has at most 107 bytes, this has 108"),
+        (f"[network.sockets.a]\nhost = '/{'x' * 107}'", "2:1", 'as in "HOST:/run/NAME.sock"'),
     ],
 )
 def test_a_wrong_network_is_refused_with_its_place(tmp_path: Path, text: str, place: str, said: str) -> None:

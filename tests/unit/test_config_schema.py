@@ -45,6 +45,7 @@ STRINGS = [
     "00080:00001", "65535:65536", "000080:1", "1:2:3", "5000:", "$", "$$", "${A}", "${A", "${A:b}", "${A:${B}}",
     "${A:$}", "$${", "$$${", "${1}", "$a{", "${A:}", "TERM", "SIGTERM", "STOP", "always", "auto", "fail", "create-file",
     "deny-by-default", "nxdomain", "x" * 64, "x" * 65, "1000", "a b", "a\n", "é", "example.com:443", "x" * 301,
+    "/x:/./proc//y", "/x:/airlock/y", "/x:/dev/y", "/x:/.", "/x:~/.", "/x:/y/.", "~/./", "/x/.", "/:x",
 ]  # fmt: skip
 """Words on this and that side of every border that the schema knows."""
 NAMES = ["a", "A-b_1", "x" * 64, "x" * 65, "a b", "", "-a", "a\n", "A=B", "\0", "é", "example.com"]
@@ -118,6 +119,8 @@ BEYOND = "|".join(
         # Names, addresses and what is made of them.
         "^'(allow|deny)': (?!expected|a pattern has)", "is not a host name", "is an address, not a name",
         "does not appear to be an IPv4 or IPv6",
+        # Bytes.
+        "the path of a socket in the sandbox has at most",
     ]
 )  # fmt: skip
 Strict = jsonschema.validators.extend(jsonschema.Draft202012Validator, {"pattern": _pattern})

@@ -78,6 +78,7 @@ def test_a_group_that_is_off_asks_for_nothing(root: Path) -> None:
         ("[network.ports.a]\nhost = [3000]\n[network.ports.b]\nguest = ['5000:3000']", "4:1: the sandbox's port 3000"),
         ("[network.ports.a]\nhost = ['5000:3000']\nguest = ['5000:4000']", "3:1: port 5000 of 127.0.0.1 is used twice"),
         ("[network.sockets.a]\nhost = '/a:/x'\n[network.sockets.b]\nhost = '/b:/x'", "3:18: /x is also the place of"),
+        ("[network.sockets.a]\nhost = '/a:/x'\n[network.sockets.b]\nhost = '/b:/.//x'", "3:18: /x is also the"),
     ],
 )  # fmt: skip
 def test_what_is_asked_for_twice_is_told_with_who_asked(root: Path, text: str, said: str) -> None:
@@ -158,3 +159,19 @@ def test_a_path_that_cannot_be_looked_at_is_a_socket_that_is_missing(root: Path)
         call = found.listen_call()
         assert call is not None
         assert call["sockets"] == [{"name": "x", "path": "/run/x.sock", "up": False}]
+
+
+def test_a_socket_is_not_put_where_airlock_keeps_the_sandbox(root: Path) -> None:
+    said = refusal(root, f"[network.sockets.a]\nhost = '/a:{root}/.airlock/./a'")
+    assert (
+        said == f"2:1: {root}/.airlock/a lies where airlock keeps the sandbox itself, which is hidden from it"
+    )
+
+
+def test_what_the_sandbox_cannot_listen_at_has_keys_in_the_config(root: Path) -> None:
+    text = "[network.sockets.a]\nhost = '/a:/dev/log'\n[network.ports.b]\nhost = ['9000:3000']"
+    with closing(settled(root, text)) as found:
+        assert found.keys_of({"socket": "a"}) == ("network", "sockets", "a", "host")
+        assert found.keys_of({"port": 3000}) == ("network", "ports", "b", "host")
+        for hostile in ({}, {"socket": "b"}, {"port": 9000}, {"socket": []}, {"port": {}}, {"port": "3000"}):
+            assert found.keys_of(hostile) == ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import MISSING, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -25,11 +26,19 @@ PATTERNS_SCHEMA = {
     "items": {"type": "string", "title": "pattern", "minLength": 1, "maxLength": 300},
     "maxItems": MAX_PATTERNS,
 }
+MAX_SOCKET_PATH = 107
+"""Bytes of a path that a Unix socket can be bound to on Linux: sun_path of unix(7), and a NUL."""
+SOCKET_RESERVED = ("proc", "sys", "airlock")
+"""Unlike for mounts, /dev is not among them: syslog's socket is /dev/log."""
+_HOST = r"(?!(?:[^:\x00]*/)?\.\.(?:/|:|$))~?/[^:\x00]*[^:/\x00]"
+_GUEST = (
+    rf"{NO_WAY_UP}(?:~/(?:\.?/)*|/(?:\.?/)*(?!(?:{'|'.join(SOCKET_RESERVED)})(?:/|$)))"
+    r"(?!\.?(?:/|$))[^\x00]*[^/\x00]"
+)
 SOCKET_SCHEMA = {
     "type": "string",
     "title": '"HOST" or "HOST:GUEST"',
-    "pattern": r"^(?!(?:[^:\x00]*/)?\.\.(?:/|:|$))~?/[^:\x00]*[^:/\x00]"
-    rf"(?::{NO_WAY_UP}~?/[^\x00]*[^/\x00])?$",
+    "pattern": rf"^(?:{_HOST}:{_GUEST}|(?![^\x00]*:){_GUEST})$",
 }
 
 
@@ -60,11 +69,10 @@ def parse_port_pair(value: object) -> PortPair:
 
 
 def parse_socket_pair(value: object) -> SocketPair:
-    """Paths of a socket, "HOST" for both sides or "HOST:GUEST". Raises ValueError."""
+    """Paths of a socket, "HOST" for both sides or "HOST:GUEST", the latter normal. Raises ValueError."""
     host, colon, guest = parse_path(value).partition(":")
-    for path in (host, guest) if colon else (host,):
-        _socket_path(path)
-    return SocketPair(host, guest if colon else host)
+    _socket_path(host)
+    return SocketPair(host, _guest_socket(guest if colon else host))
 
 
 def check_pattern(value: object) -> str:
@@ -100,6 +108,22 @@ def _socket_path(path: str) -> None:
     parse_path(path)
     if not path.startswith(("/", "~/")) or path.endswith("/") or ".." in path.split("/"):
         raise ValueError(f"{path!r} is not the path of a socket: absolute or below '~/', without '..'")
+
+
+def _guest_socket(path: str) -> str:
+    """Where in the sandbox a socket can be, as far as the host can tell."""
+    _socket_path(path)
+    first, *parts = (part for index, part in enumerate(path.split("/")) if not index or part not in ("", "."))
+    if not parts or (not first and parts[0] in SOCKET_RESERVED):
+        raise ValueError(f"no socket can be at {path!r} in the sandbox; one at '/run/NAME.sock' can")
+    normal = "/".join((first, *parts))
+    # The home is not known here: it may be as short as "/".
+    if (length := len(os.fsencode(normal.removeprefix("~")))) > MAX_SOCKET_PATH:
+        raise ValueError(
+            f"{path!r}: the path of a socket in the sandbox has at most {MAX_SOCKET_PATH} bytes, this has {length}; "
+            'another is written right of the host\'s, as in "HOST:/run/NAME.sock"'
+        )
+    return normal
 
 
 def _named() -> Any:

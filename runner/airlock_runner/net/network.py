@@ -82,6 +82,10 @@ class Network:
             self._timer = self._loop.call_later(WATCH_SECONDS, self._watch_sockets)
         return call
 
+    def keys_of(self, refused: Header) -> tuple[str, ...]:
+        """Where the config asks for what airlockd cannot listen at."""
+        return self._settled.keys_of(refused)
+
     def close(self) -> None:
         """End all connections and release the ports."""
         self._closing = True

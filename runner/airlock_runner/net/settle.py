@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from airlock_runner.borders import entry
 from airlock_runner.config import place_of
+from airlock_runner.project import DIRECTORY
 from airlock_runner.sockets import is_socket_at
 from airlock_store.errors import ConfigError, noting
 
@@ -93,6 +94,15 @@ class Settled:
                 {"name": each.name, "path": each.guest, "up": each.is_there} for each in self.sockets.values()
             ],
         }
+
+    def keys_of(self, refused: Mapping[str, Any]) -> tuple[str, ...]:
+        """The keys in the config of the `socket` or `port` at which airlockd says that it cannot listen."""
+        name, port = refused.get("socket"), refused.get("port")
+        if isinstance(name, str) and name in self.sockets:
+            return ("network", "sockets", name, "host")
+        if isinstance(port, int) and port in self.to_host:
+            return ("network", "ports", self.to_host[port].group, "host")
+        return ()
 
     def close(self) -> None:
         """Release the ports."""
@@ -191,7 +201,15 @@ def _sockets(
     places: dict[str, str] = {}
     for name, each in config.sockets.items():
         path = Path(os.path.normpath(os.path.expanduser(each.host.host)))
-        guest = os.path.normpath(each.host.guest)
+        guest = each.host.guest
+        if guest.startswith(f"{root}/{DIRECTORY.parent}/"):
+            problems.append(
+                ConfigError(
+                    f"{guest} lies where airlock keeps the sandbox itself, which is hidden from it",
+                    at=place_of(root, "network", "sockets", name, "host"),
+                )
+            )
+            continue
         if guest in places:
             problems.append(
                 ConfigError(

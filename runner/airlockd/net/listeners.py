@@ -46,10 +46,13 @@ class Listeners:
         order = json.loads(text)
         if fds:
             self._namespace = fds[0]
+        at: dict[str, Any] = {}
         try:
             for port in order["ports"]:
+                at = {"port": port}
                 self._listen_port(int(port))
             for entry in order["sockets"]:
+                at = {"socket": entry["name"]}
                 self._sockets[str(entry["name"])] = (str(entry["path"]), None)
                 if entry.get("up", True):
                     self._listen_socket(str(entry["name"]))
@@ -57,7 +60,7 @@ class Listeners:
                     self._bind(str(entry["path"])).close()
             answer: dict[str, Any] = {}
         except OSError as error:
-            answer = {"message": f"{error.filename or 'listen'}: {error.strerror}"}
+            answer = {"message": f"{error.filename or 'listen'}: {error.strerror}", **at}
         self._supervisor.send(json.dumps(answer).encode())
 
     def _listen_port(self, port: int) -> None:
@@ -159,7 +162,8 @@ class Listeners:
             os.chmod(path, 0o666)
             socket.send_fds(report, [b"0"], [server.fileno()])
         except OSError as error:
-            report.send(str(error.errno or errno.EIO).encode())
+            # Python has no number for a path that is too long for a socket.
+            report.send(str(error.errno or errno.ENAMETOOLONG).encode())
         finally:
             os._exit(0)
 

@@ -21,7 +21,7 @@ class NetworkProcess:
     def __init__(self, pid: int, channel: socket.socket) -> None:
         self.pid = pid
         self._channel = channel
-        self._waiting: deque[Callable[[str | None], None]] = deque()
+        self._waiting: deque[Callable[[Mapping[str, Any]], None]] = deque()
 
     def watch(self, loop: Loop) -> None:
         """Serve its answers in this loop."""
@@ -31,16 +31,17 @@ class NetworkProcess:
             if not text:
                 loop.forget(self._channel.fileno())
             elif self._waiting:
-                self._waiting.popleft()(json.loads(text).get("message"))
+                self._waiting.popleft()(json.loads(text))
 
         loop.on_readable(self._channel.fileno(), answered)
 
     def listen(
-        self, order: Mapping[str, Any], namespace: int, answered: Callable[[str | None], None]
+        self, order: Mapping[str, Any], namespace: int, answered: Callable[[Mapping[str, Any]], None]
     ) -> None:
-        """Have it listen at ports, and at sockets of this mount namespace; `answered` gets what went wrong, or None.
+        """Have it listen at ports, and at sockets of this mount namespace.
 
-        Raises OSError where the process is gone.
+        `answered` gets nothing, or a `message` and the `port` or `socket` that it is about. Raises OSError where the
+        process is gone.
         """
         socket.send_fds(self._channel, [json.dumps(order).encode()], [namespace])
         self._waiting.append(answered)
