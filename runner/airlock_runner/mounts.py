@@ -59,7 +59,7 @@ def settle(config: ProjectConfig, root: Path) -> Mounts:
 
     Raises one ConfigError with the place of each source that is missing, is no directory, or is led out of a directory
     that a sandbox can write to by a symlink; of each two things for one target; and of each target that would have to
-    be made in what is read-only.
+    be made in what is read-only; and of each forwarded socket that would not lie on the sandbox's own filesystems.
     """
     settling = _Settling(config, root)
     for name, mount in config.mounts.items():
@@ -80,6 +80,9 @@ def settle(config: ProjectConfig, root: Path) -> Mounts:
             place = {"kind": "bind", "target": bind.path, "directory": name}
             settling.place(place, "disk", "bind", name, "path")
     settling.look_below_read_only()
+    for name, forwarded in config.network.sockets.items():
+        with noting(settling.problems):
+            settling.socket(name, forwarded.host.guest)
     if settling.problems:
         raise ConfigError.of(settling.problems)
     return Mounts(
@@ -162,6 +165,19 @@ class _Settling:
         directory = f"{name}/{hashlib.sha256(path.encode()).hexdigest()[:32]}"
         place = {"kind": "cache", "target": target, "directory": directory}
         self.place(place, "disk", "cache", name, "paths", index)
+
+    def socket(self, name: str, path: str) -> None:
+        """The place of a forwarded socket. In a share, the sandbox would put it over the one of the host itself."""
+        above = [place for place in self.places if path.startswith(f"{place['target']}/")]
+        nearest = max(above, key=lambda place: len(place["target"]), default=None)
+        if nearest is None or nearest["kind"] in ("cache", "bind"):
+            return
+        what = "a directory of the host" if nearest["kind"] == "share" else f"a {nearest['kind']}"
+        raise ConfigError(
+            f"socket {name}: {path} lies in {nearest['target']} of the sandbox, which is {what}",
+            hint=f'write another place right of the host\'s: "HOST:/run/{path.rpartition("/")[2]}"',
+            at=place_of(self._root, "network", "sockets", name, "host"),
+        )
 
     def look_below_read_only(self) -> None:
         """Note each target that is not there in the read-only share that it lies in: nobody could make it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -192,6 +193,29 @@ def test_a_place_where_no_socket_can_be_is_told(
         f"Error: {project}/airlock.toml:6:1: the sandbox cannot listen for [network]: {why}\n"
         "  hint: a socket can always be in /run, as in /run/NAME.sock\n"
     )
+
+
+def test_a_socket_of_the_host_is_not_put_over_itself(airlock: Airlock, project: Path) -> None:
+    """It was deleted. What the home is only the sandbox knows."""
+    path = project / "mine.sock"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.fspath(path))
+        for guest, code, why in (
+            ("", 2, f"socket s: {path} lies in {project} of the sandbox, which is a directory of the host"),
+            (
+                ":~/mine.sock",
+                1,
+                "the sandbox cannot listen for [network]: /root/mine.sock: Operation not supported",
+            ),
+        ):
+            write_config(
+                project,
+                f'[mounts.home]\nsource = "."\ntarget = "/root"\n[network.sockets.s]\nhost = "{path}{guest}"',
+            )
+            done = airlock("start", "--", "true", cwd=project)
+            assert done.returncode == code
+            assert f"{project}/airlock.toml:9:1: {why}\n".encode() in done.stderr
+            assert path.is_socket()
 
 
 def test_a_busy_port_fails_the_start(airlock: Airlock, project: Path) -> None:

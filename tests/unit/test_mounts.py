@@ -373,3 +373,32 @@ def test_every_place_has_an_origin_in_the_config(root: Path, tmp_path: Path) -> 
     assert len(settled.origins) == len(settled.places)
     for hostile in (-1, len(settled.places), "0", None, 1.0, [], 1 << 70):
         assert settled.keys_of(hostile) == ()
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("{root}/x.sock", "lies in {root} of the sandbox, which is a directory of the host"),
+        ("/a:{root}/d/x.sock", "lies in {root} of the sandbox, which is a directory of the host"),
+        ("/a:{root}/.airlock/./x.sock", "lies in {root}/.airlock of the sandbox, which is a mask"),
+        ("/a:{root}/m/x.sock", "lies in {root}/m of the sandbox, which is a mask"),
+        ("/a:/srv/home/deep/x.sock", "lies in /srv/home of the sandbox, which is a directory of the host"),
+        ("/a:~/h/x.sock", "lies in ~/h of the sandbox, which is a directory of the host"),
+        ("/a:/etc/f/x.sock", "lies in /etc/f of the sandbox, which is a file"),
+    ],
+)
+def test_a_socket_is_put_over_nothing_of_the_hosts(root: Path, path: str, said: str) -> None:
+    (root / "file").touch()
+    text = (
+        '[mounts.a]\nsource = "~"\ntarget = "/srv/home"\n[mounts.b]\nsource = "~"\ntarget = "~/h"\n'
+        '[mounts.f]\nsource = "file"\ntarget = "/etc/f"\n[mask.m]\npaths = ["m"]\n[network.sockets.s]\n'
+    )
+    told = refusal(root, f"{text}host = '{path.format(root=root)}'")
+    assert told.startswith("13:1: socket s: ")
+    assert told.endswith(said.format(root=root))
+
+
+def test_a_socket_may_lie_on_the_sandboxs_disk_also_below_the_project(root: Path) -> None:
+    for path in (f"/a:{root}/c/x", "/a:/var/d/x", "/run/x", f"/a:{root}.sock", "/a:~/x"):
+        text = '[disk.cache.c]\npaths = ["c"]\n[disk.bind.d]\npath = "/var/d"\n[network.sockets.s]\n'
+        mounts(root, f"{text}host = '{path}'")

@@ -161,13 +161,6 @@ def test_a_path_that_cannot_be_looked_at_is_a_socket_that_is_missing(root: Path)
         assert call["sockets"] == [{"name": "x", "path": "/run/x.sock", "up": False}]
 
 
-def test_a_socket_is_not_put_where_airlock_keeps_the_sandbox(root: Path) -> None:
-    said = refusal(root, f"[network.sockets.a]\nhost = '/a:{root}/.airlock/./a'")
-    assert (
-        said == f"2:1: {root}/.airlock/a lies where airlock keeps the sandbox itself, which is hidden from it"
-    )
-
-
 def test_what_the_sandbox_cannot_listen_at_has_keys_in_the_config(root: Path) -> None:
     text = "[network.sockets.a]\nhost = '/a:/dev/log'\n[network.ports.b]\nhost = ['9000:3000']"
     with closing(settled(root, text)) as found:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from airlock_runner.borders import entry
 from airlock_runner.config import place_of
-from airlock_runner.project import DIRECTORY
 from airlock_runner.sockets import is_socket_at
 from airlock_store.errors import ConfigError, noting
 
@@ -202,14 +201,6 @@ def _sockets(
     for name, each in config.sockets.items():
         path = Path(os.path.normpath(os.path.expanduser(each.host.host)))
         guest = each.host.guest
-        if guest.startswith(f"{root}/{DIRECTORY.parent}/"):
-            problems.append(
-                ConfigError(
-                    f"{guest} lies where airlock keeps the sandbox itself, which is hidden from it",
-                    at=place_of(root, "network", "sockets", name, "host"),
-                )
-            )
-            continue
         if guest in places:
             problems.append(
                 ConfigError(

@@ -150,6 +150,7 @@ class Listeners:
         try:
             linux.setns(self._namespace, linux.CLONE_NEWNS)
             os.umask(0o022)
+            _refuse_share(os.path.dirname(path))
             os.makedirs(os.path.dirname(path), exist_ok=True)
             try:
                 if stat.S_ISSOCK(os.lstat(path).st_mode):
@@ -187,6 +188,18 @@ class Listeners:
                 relay.abort()
 
         _Attempt(self._network, relay, port, connected, failed).start()
+
+
+def _refuse_share(directory: str) -> None:
+    """Raise OSError where `directory`, or where it would be made, is the host's: a socket there may be in use by it."""
+    while not os.path.exists(directory):
+        directory = os.path.dirname(directory)
+    device = os.stat(directory).st_dev
+    number = b"%d:%d" % (os.major(device), os.minor(device))
+    for line in linux.read_file("/proc/self/mountinfo", 1 << 20).splitlines():
+        fields = line.split()
+        if fields[2] == number and fields[fields.index(b"-") + 1] in (b"9p", b"virtiofs"):
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), directory)
 
 
 class _Attempt:
