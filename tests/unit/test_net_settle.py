@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from contextlib import closing
 from typing import TYPE_CHECKING
@@ -120,6 +122,35 @@ def test_a_busy_port_fails_the_start_and_leaves_no_other_bound(root: Path) -> No
         f"2:1: port {port} of 127.0.0.1, which [network.ports.web] asks for, is in use by another program"
     )
     socket.create_server(("127.0.0.1", free)).close()
+
+
+def test_another_port_is_one_that_can_be_had(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None that is taken, that the config asks for as well, or that takes privileges, and it leads to the same port."""
+    taken = {80: errno.EACCES, 8080: errno.EADDRINUSE, 5000: errno.EADDRINUSE, 5001: errno.EADDRINUSE}
+    taken |= dict.fromkeys(range(65500, 65536), errno.EADDRINUSE)
+
+    def bind(self: socket.socket, address: tuple[str, int]) -> None:
+        if address[1] in taken:
+            raise OSError(taken[address[1]], os.strerror(taken[address[1]]))
+
+    class Socket(socket.socket):
+        def getsockname(self) -> tuple[str, int]:
+            return ("127.0.0.1", bound.pop() or 41234)
+
+    bound: list[int] = []
+    monkeypatch.setattr(Socket, "bind", lambda self, address: (bind(self, address), bound.append(address[1])))
+    monkeypatch.setattr(Socket, "listen", lambda _self, _backlog: None)
+    monkeypatch.setattr("airlock_runner.net.settle.socket.socket", Socket)
+    (root / "airlock.toml").write_text("[network.ports.a]\nguest = [80, '5000:22', '5002:1', 65500]")
+    with pytest.raises(ConfigError) as caught:
+        settle(load_config(root).network, root, [root])
+    text = "another host port is written left of the sandbox's: "
+    assert [each.hint for each in caught.value.problems] == [
+        f'{text}"8081:80"', f'{text}"5003:22"', f'{text}"41234:65500"',
+    ]  # fmt: skip
+    assert "port 80 of 127.0.0.1, which [network.ports.a] asks for, cannot be used: Permission denied" in str(
+        caught.value
+    )
 
 
 def test_sockets_are_found_or_warned_of(root: Path, tmp_path: Path) -> None:

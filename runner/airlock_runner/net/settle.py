@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING, Any
 from airlock_runner.borders import entry
 from airlock_runner.config import place_of
 from airlock_runner.sockets import is_socket_at
-from airlock_store.errors import ConfigError, noting
+from airlock_store.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Container, Iterable, Mapping
 
     from airlock_runner.config.network_model import NetworkConfig
 
 LOOPBACK = "127.0.0.1"
 BACKLOG = 128
+UNPRIVILEGED = 1024
 POWERFUL = ("docker.sock", "podman.sock", "containerd.sock", "crio.sock", "libvirt-sock")
 """Names of sockets, on either side, whose servers do anything for whoever reaches them, as root or nearly."""
 POWER = "whoever reaches its server from the sandbox has this host, as root or nearly"
@@ -119,12 +120,15 @@ def settle(config: NetworkConfig, root: Path, writable: Iterable[Path] = ()) -> 
     wanted = _to_guest(config, root, to_host, problems)
     sockets, warnings = _sockets(config, root, tuple(writable), problems)
     bound: list[ToGuest] = []
-    for host, guest, group in wanted:
-        with noting(problems):
-            bound.append(ToGuest(_bind(host, group, root), host, guest, group))
+    asked = {pair.host for ports in config.ports.values() for pair in ports.guest}
+    for each in wanted:
+        try:
+            bound.append(ToGuest(_listen(each[0]), *each))
+        except OSError as error:
+            problems.append(_refusal(each, error, asked, root))
     if problems:
-        for each in bound:
-            each.listener.close()
+        for taken in bound:
+            taken.listener.close()
         raise ConfigError.of(problems)
     return Settled(config, to_host, tuple(bound), sockets, tuple(warnings))
 
@@ -173,23 +177,45 @@ def _clash(what: str, group: str, key: str, other: str, root: Path) -> ConfigErr
     return ConfigError(f"{what} is used twice: {who}", at=place_of(root, "network", "ports", group, key))
 
 
-def _bind(port: int, group: str, root: Path) -> socket.socket:
+def _listen(port: int) -> socket.socket:
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((LOOPBACK, port))
         listener.listen(BACKLOG)
-    except OSError as error:
+    except OSError:
         listener.close()
-        taken = error.errno == errno.EADDRINUSE
-        why = "is in use by another program" if taken else f"cannot be used: {error.strerror}"
-        raise ConfigError(
-            f"port {port} of {LOOPBACK}, which [network.ports.{group}] asks for, {why}",
-            hint=f'another host port is written left of the sandbox\'s: "{port + 1 if port < 65535 else 8000}:{port}"',
-            at=place_of(root, "network", "ports", group, "guest"),
-        ) from error
+        raise
     listener.setblocking(False)
     return listener
+
+
+def _refusal(wanted: tuple[int, int, str], error: OSError, asked: Container[int], root: Path) -> ConfigError:
+    """What to tell of a port that cannot be had; `asked` are those that the config wants besides."""
+    port, guest, group = wanted
+    taken = error.errno == errno.EADDRINUSE
+    why = "is in use by another program" if taken else f"cannot be used: {error.strerror}"
+    other = _free_port(port, asked)
+    return ConfigError(
+        f"port {port} of {LOOPBACK}, which [network.ports.{group}] asks for, {why}",
+        hint=f'another host port is written left of the sandbox\'s: "{other}:{guest}"' if other else None,
+        at=place_of(root, "network", "ports", group, "guest"),
+    )
+
+
+def _free_port(near: int, asked: Container[int]) -> int | None:
+    """A port that anybody may listen at and nobody does: one a little higher, 80 as 8080, or else any."""
+    first = near + 1 if near >= UNPRIVILEGED else near + 8000
+    for port in (*range(first, min(first + 100, 65536)), 0):
+        if port in asked:
+            continue
+        try:
+            listener = _listen(port)
+        except OSError:
+            continue
+        with listener:
+            return int(listener.getsockname()[1])
+    return None
 
 
 def _sockets(
