@@ -5,6 +5,7 @@ Recipes, lock files and airlock.toml are read here and turned into dataclasses b
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import stat
@@ -50,7 +51,11 @@ def read_toml(path: Path) -> Document:
 
 
 def read_text(path: Path) -> str:
-    """What the regular file `path` says. Raises ConfigError when it is missing, over 1 MiB or not UTF-8."""
+    """What the regular file `path` says. Raises ConfigError when it is missing, over 1 MiB or not UTF-8.
+
+    A byte order mark at its start is left out and counts for no column: editors put one there, and show none. YAML has
+    it, RFC 8259 lets readers of JSON ignore it, and TOML 1.0 takes any document in UTF-8 (toml-lang/toml issue 437).
+    """
     try:
         # A sandbox can put a FIFO where a file was, at any moment: nobody waits for its other end.
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -66,6 +71,7 @@ def read_text(path: Path) -> str:
         raise ConfigError(f"cannot read this file: {reason}", at=Location(path)) from error
     if len(raw) > MAX_BYTES:
         raise ConfigError(f"larger than {MAX_BYTES} bytes", at=Location(path))
+    raw = raw.removeprefix(codecs.BOM_UTF8)
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
@@ -85,7 +91,7 @@ def parse_toml(text: str, path: Path) -> Document:
         data = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise (
-            _syntax_error(error, lines, len(text))
+            _syntax_error(error, lines, text)
             or lost
             or ConfigError(f"not valid TOML: {error}", at=Location(path))
         ) from error
@@ -118,6 +124,10 @@ class Lines:
 
         line = bisect_right(self._starts, offset)
         return Location(self._path, line, offset - self._starts[line - 1] + 1)
+
+    def offset(self, at: Location) -> int:
+        """The other way round."""
+        return self._starts[at.line - 1] + at.column - 1
 
 
 def merge(base: Document, over: Document) -> Document:
@@ -185,7 +195,7 @@ def _forget_all(value: object, place: Place, where: dict[Place, Location]) -> No
         _forget_all(child, (*place, key), where)
 
 
-def _syntax_error(error: Exception, lines: Lines, length: int) -> ConfigError | None:
+def _syntax_error(error: Exception, lines: Lines, text: str) -> ConfigError | None:
     """What tomllib found and where, if it says where."""
     import tomllib
 
@@ -193,11 +203,15 @@ def _syntax_error(error: Exception, lines: Lines, length: int) -> ConfigError | 
         return None
     message, _, place = str(error).rpartition(" (at ")
     numbers = re.fullmatch(r"line (\d+), column (\d+)\)", place)
-    end = lines.location(length)
+    end = lines.location(len(text))
     at = Location(end.path, int(numbers[1]), int(numbers[2])) if numbers else end
-    return ConfigError(f"not valid TOML: {message}", at=at)
+    hint = None
+    if text.startswith(_BOM, lines.offset(at)):
+        hint = "there is a byte order mark (U+FEFF), which editors do not show and only the start of a file can have"
+    return ConfigError(f"not valid TOML: {message}", hint=hint, at=at)
 
 
+_BOM = "\ufeff"
 _BLANK = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
 _SPACE = re.compile(r"[ \t]*")
 _KEY = re.compile(r"""([A-Za-z0-9_-]+)|"((?:[^"\\\n]|\\[^\n])*)"|'([^'\n]*)'""")

@@ -11,6 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airlock_runner.config.files import read_config
 from airlock_runner.config.json_text import parse_json
 from airlock_runner.config.yaml_text import parse_yaml
 from airlock_store.document import MAX_DEPTH, Place
@@ -164,3 +165,12 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         except ConfigError:
             continue
         assert isinstance(document.data, dict)
+
+
+@pytest.mark.parametrize(("suffix", "text"), [("json", '{"env": 1}'), ("yaml", "env: 1")])
+def test_a_byte_order_mark_counts_for_no_column(tmp_path: Path, suffix: str, text: str) -> None:
+    path = tmp_path / f"x.{suffix}"
+    path.write_text(f"\ufeff{text}")
+    document = read_config(path)
+    assert document.data == {"env": 1}
+    assert str(document.at(("env",))) == f"{path}:1:{text.index('env') + 1 - (suffix == 'json')}"

@@ -237,3 +237,29 @@ def test_an_unknown_place_is_answered_with_the_nearest_one() -> None:
     document = parse_toml("[a]\nx = 1\n", HERE)
     assert document.at(("a", "y", "z")) == Location(HERE, 1, 2)
     assert Document({}, HERE).at(("a",)) == Location(HERE)
+
+
+def test_a_byte_order_mark_at_the_start_is_no_part_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_bytes(b"\xef\xbb\xbfa = 1\nb = 2\n")
+    document = read_toml(path)
+    assert document.data == {"a": 1, "b": 2}
+    assert [str(document.at((key,))) for key in "ab"] == [f"{path}:1:1", f"{path}:2:1"]
+    for content, place in ((b"a = ?\n", "1:5"), (b"a = '\xff'", "1:6")):
+        path.write_bytes(b"\xef\xbb\xbf" + content)
+        with pytest.raises(ConfigError) as caught:
+            read_toml(path)
+        assert str(caught.value).startswith(f"{path}:{place}: ")
+        assert caught.value.hint is None
+
+
+@pytest.mark.parametrize(
+    ("content", "place"), [("\ufeff\ufeffa = 1", "1:1"), ("a = 1\n\ufeffb = 2\n", "2:1")]
+)
+def test_a_byte_order_mark_elsewhere_is_named(tmp_path: Path, content: str, place: str) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        read_toml(path)
+    assert str(caught.value).startswith(f"{path}:{place}: not valid TOML: ")
+    assert "byte order mark" in (caught.value.hint or "")
