@@ -76,7 +76,7 @@ class Realiser:
             return done
         found = self._store.find(step.key, step.name)
         if not found:
-            _check_root(self._store.root)
+            _check_root(self._store)
         inputs = {} if found else {role: self.realise(needed) for role, needed in step.inputs.items()}
         self._reporter.step_started(step)
         start = time.monotonic()
@@ -122,15 +122,15 @@ def _carry_out(
         raise BuildError(f"{step.name}: {error.message}", hint=error.hint, at=error.at) from error
 
 
-def _check_root(root: Path) -> None:
+def _check_root(store: Store) -> None:
     """Raise StoreError for a path with what tools take for something else: the toolbox's loader splits at some of
     these and expands others, apt's configuration ends a text at one."""
-    path = os.fspath(root.absolute())
+    path = os.fspath(store.root.absolute())
     found = next(
         (character for character in path if character in ':;"$\\' or not character.isprintable()), None
     )
     if found is not None:
         raise StoreError(
             f"nothing can be built into a store whose path has {found!r} in it: {path!r}",
-            hint="Set AIRLOCK_STORE to another directory.",
+            hint=store.advice("another directory"),
         )

@@ -81,7 +81,7 @@ def _parse_command(value: object) -> tuple[str, ...]:
 
 
 def _parse_memory(value: object) -> int:
-    size = parse_size(value)
+    size = parse_size(value, _MIN_MEMORY)
     if size < _MIN_MEMORY:
         raise ValueError("a machine needs at least 256 MB")
     return size

@@ -16,15 +16,17 @@ _SIZE = re.compile(r"([0-9]{1,12})(?:\.([0-9]{1,6}))?[ \t]*(?:([KMGT])(?:I?B)?|B
 _MAX = 1 << 60
 
 
-def parse_size(value: object) -> int:
+def parse_size(value: object, least: int = 0) -> int:
     """Bytes in `value`, a number with a unit: B, K, KB, KiB, M, MB, MiB … T, TB, TiB, in either case.
 
     Every unit counts in powers of 1024, whatever its spelling: memory and virtual disks come in such sizes, and
     QEMU and Docker read them so. Fractions are rounded down to whole bytes. Raises ValueError for everything
-    else; a bare number too, because nobody can tell what it counts.
+    else; a bare number too, because nobody can tell what it counts. At `least` so many bytes is what it then suggests:
+    whether a size is enough is for the caller to say.
     """
     if isinstance(value, int) and not isinstance(value, bool):
-        raise ValueError(f'expected a size with a unit, such as "{max(value, 1)} MB", found {value}')
+        example = max(value, 1, -(-least // MIB))
+        raise ValueError(f'expected a size with a unit, such as "{example} MB", found {value}')
     if not isinstance(value, str):
         raise ValueError('expected a size with a unit, such as "512 MB"')
     match = _SIZE.fullmatch(value.strip())

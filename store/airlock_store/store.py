@@ -30,10 +30,14 @@ INHERITED = 100
 
 
 class Store:
-    """A directory of store paths. Cheap to make; nothing is written before something is realised."""
+    """A directory of store paths. Cheap to make; nothing is written before something is realised.
 
-    def __init__(self, root: Path) -> None:
+    `option` is the one of the command line that says where it is; None where the environment does.
+    """
+
+    def __init__(self, root: Path, option: str | None = None) -> None:
         self.root = root
+        self._option = option
         self._linked: dict[tuple[int, int], str] = {}
 
     @classmethod
@@ -250,14 +254,19 @@ class Store:
 
         return self._linked.get((status.st_dev, status.st_ino)) or sha256_of(path)
 
+    def advice(self, wanted: str) -> str:
+        """How to have the store elsewhere, in words: `wanted` is what it takes."""
+        return f"give {self._option} {wanted}" if self._option else f"set AIRLOCK_STORE to {wanted}"
+
     def _unusable(self, error: OSError) -> StoreError:
         where = error.filename or self.root
-        elsewhere = "Set AIRLOCK_STORE to a directory that you may write."
+        free = "free some space" if self._option else "free some space (`airlock store gc`)"
+        other = self.advice("a directory that you may write")
         hints = {
-            errno.ENOSPC: "Free some space (`airlock store gc`), or set AIRLOCK_STORE to a directory on another disk.",
-            errno.EDQUOT: "Your quota is used up: free some space, or set AIRLOCK_STORE to a directory elsewhere.",
-            **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), elsewhere),
-            **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.EEXIST), elsewhere),
+            errno.ENOSPC: f"{free}, or {self.advice('a directory on another disk')}",
+            errno.EDQUOT: f"your quota is used up: free some space, or {self.advice('a directory elsewhere')}",
+            **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), other),
+            **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.EEXIST), other),
         }
         reason = os.strerror(error.errno) if error.errno else str(error)
         return StoreError(f"the store cannot be used: {where}: {reason}", hint=hints.get(error.errno or 0))

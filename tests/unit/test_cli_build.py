@@ -273,3 +273,15 @@ def test_a_store_in_the_home_of_nobody(built: StorePath, capsys: pytest.CaptureF
 def test_a_failed_build_says_what_the_tool_said(built: StorePath, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["build", "broken"]) == 1
     assert capsys.readouterr().err == "Error: mmdebstrap failed\n  its last words\n  hint: try again\n"
+
+
+def test_advice_about_a_store_is_about_what_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("AIRLOCK_STORE", str(tmp_path / "file"))
+    assert run(["build", "base"]) == 1
+    assert "hint: set AIRLOCK_STORE to a directory that you may write" in capsys.readouterr().err
+    monkeypatch.delenv("AIRLOCK_STORE")
+    assert run(["build", "base", "--store", str(tmp_path / "file")]) == 1
+    assert "hint: give --store a directory that you may write" in capsys.readouterr().err

@@ -60,6 +60,8 @@ def test_an_empty_config_leaves_everything_to_the_image(tmp_path: Path) -> None:
     ("text", "place", "said"),
     [
         ("[vm]\nmemory = '255 MB'", "2:1", "'memory': 255 MB is too little for a VM, it needs 256 MB"),
+        ("[vm]\nmemory = 1", "2:1", "'memory': expected a size with a unit, such as \"256 MB\", found 1"),
+        ("[disk]\nsize = 1", "2:1", "'size': expected a size with a unit, such as \"64 MB\", found 1"),
         ("[vm]\nmemory = '900000 GB'", "2:1", "more than this host has"),
         ("[vm]\ncpus = 0", "2:1", "'cpus': a VM has 1 to 255 CPUs, found 0"),
         ("[vm]\ncpus = true", "2:1", "'cpus': expected an integer"),

@@ -88,5 +88,6 @@ def test_nothing_is_built_into_a_store_whose_path_tools_take_for_something_else(
     with pytest.raises(StoreError, match="nothing can be built into a store") as caught:
         build(plan, Store(tmp_path / name))
     assert caught.value.message.isprintable()
+    assert caught.value.hint == "set AIRLOCK_STORE to another directory"
     assert built == []
     assert build(plan, Store(tmp_path / "a b\u00fc'%")).image.name == "top"

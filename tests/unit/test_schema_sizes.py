@@ -36,6 +36,14 @@ def test_everything_else_is_refused(value: object) -> None:
 
 
 @pytest.mark.parametrize(
+    ("value", "example"), [(1, "256 MB"), (256, "256 MB"), (300, "300 MB"), (-5, "256 MB")]
+)
+def test_what_is_suggested_is_enough(value: int, example: str) -> None:
+    with pytest.raises(ValueError, match=f'such as "{example}", found {value}'):
+        parse_size(value, 256 * MIB)
+
+
+@pytest.mark.parametrize(
     ("size", "text"),
     [
         (0, "0 B"),

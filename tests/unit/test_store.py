@@ -247,7 +247,11 @@ def test_a_disk_that_fails_is_a_store_error_with_a_hint(
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(StoreError, match=os.strerror(code)) as caught:
         store.realise(KEY, "thing", fill)
-    assert caught.value.hint and "AIRLOCK_STORE" in caught.value.hint
+    assert caught.value.hint and "set AIRLOCK_STORE to a directory" in caught.value.hint
+    with pytest.raises(StoreError, match=os.strerror(code)) as caught:
+        Store(store.root, "--store").realise(KEY, "thing", fill)
+    assert caught.value.hint and "give --store a directory" in caught.value.hint
+    assert "airlock" not in caught.value.hint.lower()
     assert store.find(KEY, "thing") is None
     assert leftovers(store) == []
 

@@ -47,7 +47,7 @@ SANDBOX_SCHEMA = {
 
 def parse_memory(value: object) -> int:
     """Bytes of memory for a VM: at least 256 MB and no more than this host has. Raises ValueError."""
-    size = parse_size(value)
+    size = parse_size(value, MIN_MEMORY)
     if size < MIN_MEMORY:
         raise ValueError(f"{format_size(size)} is too little for a VM, it needs {format_size(MIN_MEMORY)}")
     if size > (host := host_memory()):
@@ -57,7 +57,7 @@ def parse_memory(value: object) -> int:
 
 def parse_disk_size(value: object) -> int:
     """Bytes of a project disk: 64 MB to 16 TB, which is what ext4 can hold. Raises ValueError."""
-    size = parse_size(value)
+    size = parse_size(value, MIN_DISK)
     if not MIN_DISK <= size <= MAX_DISK:
         raise ValueError(f"a disk has {format_size(MIN_DISK)} to {format_size(MAX_DISK)}")
     return size
