@@ -5,14 +5,17 @@ from __future__ import annotations
 import click
 
 from airlock.cli import command
-from airlock.output import say_json, say_table
+from airlock.output import note, one_line, say_json, say_table
 from airlock_store.sizes import format_size
 
 
 @command("list", examples=["airlock list", "airlock list --json"])
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def list_(as_json: bool) -> None:
-    """List all sandboxes of this user, wherever their projects are."""
+def list_(as_json: bool) -> int:
+    """List all sandboxes of this user, wherever their projects are.
+
+    Exits with 1 where something is wrong with one.
+    """
     from dataclasses import asdict
 
     from airlock_runner.project import Project
@@ -21,9 +24,12 @@ def list_(as_json: bool) -> None:
 
     roots = (link.parents[2] for link in project_links(Store.open()))
     found = [status for root in sorted(roots) if (status := Project(root).status()) is not None]
+    troubles = [each.trouble for each in found if each.trouble]
+    for trouble in troubles:
+        note(f"airlock: {one_line(trouble)}")
     if as_json:
         say_json([{**asdict(each), "status": each.state} for each in found])
-        return
+        return int(bool(troubles))
     rows = [
         (
             str(each.path),
@@ -35,3 +41,4 @@ def list_(as_json: bool) -> None:
         for each in found
     ]
     say_table(rows, heads=("PATH", "STATUS", "IMAGE", "DISK", "LAST RUN"))
+    return int(bool(troubles))

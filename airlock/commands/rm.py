@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 
 from airlock.cli import command, face
-from airlock.commands.show import NO_DATA
+from airlock.commands.show import no_data
 from airlock.output import note, one_line, say
-from airlock_store.errors import AirlockError, UsageError
+from airlock_store.errors import UsageError
 from airlock_store.sizes import format_size
 
 
@@ -22,7 +22,7 @@ def rm(force: bool) -> int:
 
     project = Project.find(Path.cwd())
     if project is None:
-        raise AirlockError(NO_DATA, hint="there is no sandbox here to remove")
+        raise no_data("there is no sandbox here to remove")
     if not force:
         if not sys.stdin.isatty():
             raise UsageError("nobody here to ask whether to remove the sandbox", hint="airlock rm --force")

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import json
 import os
+import shlex
 import stat
 import threading
 import time
@@ -71,7 +72,8 @@ class State:
 class SandboxStatus:
     """What `airlock show` tells. Sizes in bytes; `disk_used` is what the disk's file takes on the host.
 
-    `running_pid` is that of the session, `up` says that it takes commands: until then it is starting.
+    `running_pid` is that of the session, `up` says that it takes commands: until then it is starting. `trouble`: why
+    the rest may not be known.
     """
 
     path: Path
@@ -85,11 +87,14 @@ class SandboxStatus:
     disk_size: int
     last_run: str
     sockets: str
+    trouble: str = ""
 
     @property
     def state(self) -> str:
         """In a word."""
-        return "stopped" if self.running_pid is None else "running" if self.up else "starting"
+        if self.running_pid is None:
+            return "broken" if self.trouble else "stopped"
+        return "running" if self.up else "starting"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +132,27 @@ class Project:
                 hint="start airlock in a directory of the project's own, such as one below your home",
             )
 
+    def check_directory(self) -> None:
+        """Raise ProjectError where something is in the place of the sandbox's directory, or it cannot be entered."""
+        for path in (self.directory.parent, self.directory):
+            try:
+                is_directory = stat.S_ISDIR(os.lstat(path).st_mode)
+                if is_directory:
+                    os.close(os.open(path, _DIRECTORY))
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                hint = f"chmod u+rwx {shlex.quote(os.fspath(path))}" if error.errno == errno.EACCES else None
+                raise ProjectError(f"{path} cannot be read: {error.strerror}", hint=hint) from error
+            if not is_directory:
+                raise ProjectError(f"{path} is not a directory", hint="remove it")
+
     def prepare(self) -> None:
         """Make the directory, private, with a .gitignore. Raises ProjectError where something is in its place."""
         try:
             for path, mode in ((self.root / DIRECTORY.parent, 0o755), (self.directory, 0o700)):
-                path.mkdir(mode=mode, exist_ok=True)
+                with suppress(FileExistsError):
+                    path.mkdir(mode=mode)
                 _check_directory(path)
             ignore = self.root / DIRECTORY.parent / ".gitignore"
             if not os.path.lexists(ignore):
@@ -239,18 +260,36 @@ class Project:
 
     def read_state(self) -> State | None:
         """What the last start wrote, or None where there is nothing of use."""
+        with suppress(ProjectError):
+            return self._load_state()
+        return None
+
+    def _load_state(self) -> State | None:
+        """What the last start wrote, None where there was none yet. Raises ProjectError where that cannot be told."""
+        path, state = self.directory / STATE, None
         try:
             with open(self._open(STATE, os.O_RDONLY), encoding="utf-8") as file:
-                values = json.loads(file.read(_STATE_LIMIT))
-        except (OSError, ValueError, RecursionError, ProjectError):
+                state = _state_of(json.loads(file.read(_STATE_LIMIT)))
+        except FileNotFoundError:
             return None
-        return _state_of(values)
+        except OSError as error:
+            raise ProjectError(f"{path} cannot be read: {error.strerror}") from error
+        except (ValueError, RecursionError):
+            pass
+        if state is None:
+            raise ProjectError(f"{path} is broken", hint="the next start writes it anew, and keeps the disk")
+        return state
 
     def status(self) -> SandboxStatus | None:
         """The sandbox as it is now; None where the project has none."""
-        state, (holder, up) = self.read_state(), self._holder()
+        (holder, up), state, trouble = self._holder(), None, ""
+        try:
+            self.check_directory()
+            state = self._load_state()
+        except ProjectError as error:
+            trouble = f"{error.message}: {error.hint}" if error.hint else error.message
         if state is None:
-            if holder is None:
+            if holder is None and not trouble:
                 return None
             # The first start.
             state = State()
@@ -260,7 +299,7 @@ class Project:
             path=self.root, running_pid=holder, up=up, image_name=state.image_name,
             image_path=state.image_path, cpus=state.cpus, memory=state.memory,
             disk_used=used, disk_size=size, last_run=state.last_run,
-            sockets=state.sockets,
+            sockets=state.sockets, trouble=trouble,
         )  # fmt: skip
 
     def remove(self) -> None:

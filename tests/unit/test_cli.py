@@ -26,7 +26,9 @@ from airlock.commands import doctor as doctor_module
 from airlock.commands import start as start_module
 from airlock_runner.machine import accel
 from airlock_runner.machine.accel import Candidates, Verdict
+from airlock_runner.project import Project, State
 from airlock_store.errors import AirlockError, BuildError, ConfigError, Location, MachineError
+from airlock_store.gc import add_project_root
 from airlock_store.image import Image, encode_image
 from airlock_store.store import Store
 
@@ -520,6 +522,50 @@ def test_an_empty_store_lists_nothing(tmp_path: Path, capsys: pytest.CaptureFixt
     assert run(["store", "gc"]) == 0
     assert capsys.readouterr().out == "0 paths removed, 0 B freed\n"
     assert run(["store", "verify"]) == 0
+
+
+def test_a_sandbox_of_which_little_is_known_is_not_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        project = Project(tmp_path / name)
+        project.root.mkdir()
+        project.prepare()
+        project.write_state(State("base"))
+        add_project_root(Store.open(), project.directory / "image", tmp_path)
+    state = tmp_path / "a/.airlock/sandbox/state.json"
+    state.write_text("{")
+    told = f"{state} is broken: the next start writes it anew, and keeps the disk"
+    assert run(["list"]) == 1
+    out, err = capsys.readouterr()
+    assert [line.split()[:2] for line in out.splitlines()[1:]] == [
+        [str(tmp_path / "a"), "broken"], [str(tmp_path / "b"), "stopped"],
+    ]  # fmt: skip
+    assert err == f"airlock: {told}\n"
+    assert run(["list", "--json"]) == 1
+    assert [each["trouble"] for each in json.loads(capsys.readouterr().out)] == [told, ""]
+    monkeypatch.chdir(tmp_path / "a")
+    assert run(["show"]) == 1
+    assert f"trouble   {told}\n" in capsys.readouterr().out
+    assert run(["show", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["status"] == "broken"
+
+
+@pytest.mark.parametrize("words", ["show", "rm", "rm --force"])
+def test_a_file_where_the_sandbox_would_be_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str
+) -> None:
+    (tmp_path / "below").mkdir()
+    (tmp_path / "airlock.toml").touch()
+    (tmp_path / ".airlock").touch()
+    for directory in (tmp_path, tmp_path / "below"):
+        monkeypatch.chdir(directory)
+        assert run(words.split()) == 1
+        assert f"Error: {tmp_path}/.airlock is not a directory\n  hint: remove it" in capsys.readouterr().err
+    # What lies above and is no project's is nobody's business.
+    (tmp_path / "airlock.toml").unlink()
+    assert run(words.split()) == 1
+    assert "No project data" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", ["--version", "config schema", "show", "start", "rm", "list"])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -271,3 +273,65 @@ def test_a_sandbox_of_another_user_is_left_to_its_owner(
     for use in (project.prepare, project.remove):
         with pytest.raises(ProjectError, match="belongs to another user"):
             use()
+
+
+def trouble(project: Project) -> str:
+    status = project.status()
+    assert status is not None
+    assert status.state == "broken"
+    return status.trouble.replace(f"{project.root}", "")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "\udcff"])
+def test_a_broken_state_is_no_sandbox_that_is_not_there(project: Project, content: str) -> None:
+    (project.directory / STATE).write_bytes(os.fsencode(content))
+    (project.directory / DISK).write_bytes(b"x" * MIB)
+    told = "/.airlock/sandbox/state.json is broken: the next start writes it anew, and keeps the disk"
+    assert trouble(project) == told
+    with project.lock():
+        status = project.status()
+        assert status is not None
+        assert (status.state, status.disk_size) == ("starting", MIB)
+    project.write_state(STATE_NOW)
+    status = project.status()
+    assert status is not None
+    assert (status.state, status.trouble) == ("stopped", "")
+
+
+@pytest.mark.parametrize("place", [".airlock", ".airlock/sandbox"])
+@pytest.mark.parametrize("kind", ["file", "symlink"])
+def test_what_is_in_the_place_of_the_directory_is_told(project: Project, place: str, kind: str) -> None:
+    path = project.root / place
+    path.rename(project.root / "moved")
+    if kind == "file":
+        path.touch()
+    else:
+        path.symlink_to(project.root / "moved")
+    assert trouble(project) == f"/{place} is not a directory: remove it"
+    for use in (project.prepare, project.check_directory):
+        with pytest.raises(ProjectError, match=f"{path} is not a directory") as caught:
+            use()
+        assert caught.value.hint == "remove it"
+
+
+@pytest.mark.parametrize("place", [".airlock", ".airlock/sandbox"])
+def test_a_directory_that_may_not_be_entered_is_told(
+    project: Project, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    path = project.root / place
+    real = os.open
+
+    def refuse(name: str | Path, *arguments: Any, **keywords: Any) -> int:
+        if Path(name).name == path.name:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
+        return real(name, *arguments, **keywords)
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert trouble(project) == f"/{place} cannot be read: Permission denied: chmod u+rwx /{place}"
+
+
+def test_a_project_without_a_sandbox_has_no_trouble(tmp_path: Path) -> None:
+    for _ in range(2):
+        Project(tmp_path).check_directory()
+        assert Project(tmp_path).status() is None
+        (tmp_path / ".airlock").mkdir(exist_ok=True)
