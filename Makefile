@@ -49,7 +49,7 @@ packages:
 test-packages:
 	@scripts/system-packages test
 
-$(READY): pyproject.toml scripts/venv | packages
+$(READY): pyproject.toml bin/airlock scripts/venv | packages
 	@$(STEP) "virtual environment in $(VENV)" scripts/venv $(VENV)
 
 # The store of images stays: `airlock store gc` is for that.

@@ -7,10 +7,11 @@ import sys
 
 import click
 
+from airlock.main import INTERRUPTED
 from airlock_runner.text import printable
 from airlock_store.errors import AirlockError, ConfigError
 
-FAILED, USAGE, INTERNAL, INTERRUPTED, PIPE_CLOSED = 1, 2, 70, 130, 141
+FAILED, USAGE, INTERNAL, PIPE_CLOSED = 1, 2, 70, 141
 LIMIT = 20_000  # characters of a message: more than a screen or two helps nobody
 
 

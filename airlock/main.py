@@ -5,9 +5,19 @@ from __future__ import annotations
 import os
 import sys
 
+INTERRUPTED = 130
+"""As for any program that SIGINT ended."""
+
 
 def main() -> int:
     """Run the command line in sys.argv; gives the exit code."""
+    try:
+        return _answer()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _answer() -> int:
     _ensure_stdio()
     match sys.argv[1:]:
         case ["-h" | "--help"]:
@@ -17,7 +27,9 @@ def main() -> int:
         case [] if "_AIRLOCK_COMPLETE" not in os.environ:
             text = _help()
         case arguments:
-            return _run(arguments)
+            from airlock.cli import run
+
+            return run(arguments)
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -53,14 +65,6 @@ def _version() -> str:
     from airlock import __version__
 
     return f"airlock {__version__}\n"
-
-
-def _run(arguments: list[str]) -> int:
-    try:
-        from airlock.cli import run
-    except KeyboardInterrupt:
-        return 130
-    return run(arguments)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,13 @@ import sys
 import tomllib
 from functools import partial
 from pathlib import Path
+from types import ModuleType
+from typing import NoReturn
 
 import click
 import pytest
 
+import airlock.main
 import airlock_builder.rootfs.ids
 import airlock_builder.tools
 import airlock_runner.attach
@@ -32,6 +35,8 @@ from airlock_store.gc import add_project_root
 from airlock_store.image import Image, encode_image
 from airlock_store.store import Store
 
+COMMAND = Path(sys.executable).with_name("airlock")
+
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,6 +44,16 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AIRLOCK_STORE", str(tmp_path / "store"))
     monkeypatch.delenv("AIRLOCK_TRACEBACK", raising=False)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+class Interrupting(ModuleType):
+    """A module that whoever imports it has no time for."""
+
+    __getattr__ = _interrupt
 
 
 def every_command(group: click.Group = root, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
@@ -70,6 +85,30 @@ def test_the_table_names_real_commands() -> None:
         module, _, attribute = target.partition(":")
         assert getattr(importlib.import_module(module), attribute).name == name
     assert set(ALIASES.values()) <= set(COMMANDS)
+
+
+def test_the_command_itself_imports_nothing_before_airlock(tmp_path: Path) -> None:
+    """And a Ctrl-C at the first thing that it does import is no traceback."""
+    done = subprocess.run([COMMAND, "--help"], env={**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}, capture_output=True,
+                          text=True, check=True)  # fmt: skip
+    names = [line.rpartition("|")[2].strip() for line in done.stderr.splitlines()]
+    assert names[names.index("site") + 1 :][0] == "airlock"
+    assert "re" not in names
+    (tmp_path / "airlock").mkdir()
+    (tmp_path / "airlock/__init__.py").write_text("raise KeyboardInterrupt")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([COMMAND, "show"], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["show"]])
+def test_a_ctrl_c_before_a_command_runs_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["airlock", *arguments])
+    monkeypatch.setattr("airlock.main._help", _interrupt)
+    monkeypatch.setitem(sys.modules, "airlock.cli", Interrupting("airlock.cli"))
+    assert airlock.main.main() == 130
 
 
 def test_help_and_version_import_next_to_nothing() -> None:
