@@ -40,7 +40,7 @@ def with_console(what: str, machine: Machine | None, project: Project) -> Machin
     return MachineError(f"{what}\nThe last lines of its console{kept}:\n{last_lines(console)}")
 
 
-def refused(message: str, at: Location | None) -> MachineError:
+def refused(message: str, at: Location | None = None) -> MachineError:
     """airlockd could not set the sandbox up; `message` is its word, `at` where the config asks for what it is about."""
     hint = None
     if "No space left on device" in message:

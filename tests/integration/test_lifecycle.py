@@ -144,7 +144,8 @@ def test_what_cannot_start_in_the_background_says_so(airlock: Airlock, project: 
     write_config(project, '[daemons.none]\ncommand = ["/no/such/program"]\n')
     done = airlock("start", "-d", cwd=project)
     assert done.returncode == 1
-    assert b"Error: daemon none ended before it was ready\n" in done.stderr
+    said = f"Error: {project}/airlock.toml:6:1: daemon none ended before it was ready\n"
+    assert said.encode() in done.stderr
     assert airlock("stop", cwd=project).returncode == 1
     done = airlock("start", "-d", "--", "true", cwd=project)
     assert done.returncode == 2
