@@ -67,6 +67,8 @@ def advice(event: Mapping[str, Any], daemons: Mapping[str, DaemonConfig]) -> str
             return f"{daemon.command[0]} has to be a program of the sandbox: a path, or a name in its PATH"
         case [*_, "cwd"]:
             return f"{daemon.cwd} has to be a directory that is there in the sandbox when the daemon starts"
+        case [*_, "user"]:
+            return f"{daemon.user} has to be a user of the sandbox, or a number"
     if not daemon.harden:
         return None
     return (
@@ -80,9 +82,14 @@ def blamed(event: Mapping[str, Any]) -> tuple[str, ...]:
     name, how = event.get("daemon"), event.get("how")
     if event.get("state") != "failed" or not isinstance(name, str) or not isinstance(how, str):
         return ()
-    # In airlockd's words, where the directory comes first.
-    key = "command" if how.startswith("exec: ") else "cwd" if ": chdir: " in how else None
+    # In airlockd's words.
+    key = next((key for start, key in _BLAMED.items() if how.startswith(start)), None)
+    if key is None and ": chdir: " in how:
+        key = "cwd"
     return ("daemons", name, key) if key else ()
+
+
+_BLAMED = {"exec: ": "command", "the sandbox has no user ": "user"}
 
 
 def _said(event: Mapping[str, Any]) -> str:

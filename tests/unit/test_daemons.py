@@ -168,6 +168,7 @@ def test_who_fails_without_privileges_is_told_of_the_key(
     [
         ("exec: No such file or directory", "command", "/bin/web has to be a program of the sandbox"),
         ("exec: Permission denied", "command", "/bin/web has to be a program of the sandbox"),
+        ("the sandbox has no user x", "user", "root has to be a user of the sandbox"),
         ("/: chdir: No such file or directory", "cwd", "/ has to be a directory that is there"),
     ],
 )
