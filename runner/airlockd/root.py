@@ -30,6 +30,11 @@ _ROOT_KEY = f"{OVERLAY}/root-key"
 _9P = "trans=virtio,version=9p2000.L,msize=1048576,cache=mmap,directio,access=client"
 
 
+# As one filesystem has it: one st_dev for all that is there, one number for a file wherever that is asked for, and
+# directories of the image that can be renamed. Source: Linux Documentation/filesystems/overlayfs.rst.
+_LIKE_ONE = "xino=on,redirect_dir=on"
+
+
 class FilePlace(NamedTuple):
     """Where a single file of the host is: `name` in the directory of this descriptor.
 
@@ -342,8 +347,8 @@ def _mount_overlay(root_key: str) -> None:
     """Mount image and disk at SANDBOX. Raises OSError, with ENOSPC where the disk is full."""
     reset_overlay(root_key)
     disk.directory(USERDATA)
-    options = f"lowerdir={boot.IMAGE},upperdir={OVERLAY}/upper,workdir={OVERLAY}/work"
-    linux.mount("overlay", SANDBOX, "overlay", 0, options)
+    layers = f"lowerdir={boot.IMAGE},upperdir={OVERLAY}/upper,workdir={OVERLAY}/work"
+    linux.mount("overlay", SANDBOX, "overlay", 0, f"{layers},{_LIKE_ONE}")
     if not os.access(SANDBOX, os.W_OK):
         # It is read-only without a word where there is no room for a directory of overlayfs's own.
         linux.unmount(SANDBOX)

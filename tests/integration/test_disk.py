@@ -41,6 +41,23 @@ def test_writes_persist_and_the_disk_is_sparse(airlock: Airlock, project: Path) 
     assert disk.st_blocks * 512 < 200 << 20
 
 
+def test_the_root_is_like_one_filesystem(airlock: Airlock, project: Path) -> None:
+    """Though it is the image and a disk: programs compare devices and numbers of files, and rename directories."""
+    script = """
+        echo new >/etc/new; echo >>/etc/bash.bashrc
+        stat -c %d / /usr /usr/bin/env /etc/new /etc/bash.bashrc | sort -u | wc -l
+        for file in /usr/bin/env /etc/new /etc/bash.bashrc /etc; do
+            listed=$(ls -aid ${file%/*}/* | awk -v file=$file '$2 == file { print $1 }')
+            test $(stat -c %i $file) = $listed || echo $file
+        done
+        perl -e 'rename("/usr/share/bash-completion", "/usr/share/renamed") or die "$!\n"'
+        ls /usr/share/renamed | wc -l
+    """
+    one, *others = sh(airlock, project, script).split()
+    assert one == "1"
+    assert others == sh(airlock, project, "ls /usr/share/renamed | wc -l").split() != ["0"]
+
+
 def test_an_ephemeral_disk_is_new_and_gone_afterwards(airlock: Airlock, project: Path) -> None:
     leave = "echo mine > /opt/mine; echo mine > /airlock/disk/mine"
     see = "ls -A /opt /airlock/disk"
