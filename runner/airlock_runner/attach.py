@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,6 +118,10 @@ class _Attached:
         return self._result
 
     def _on_signal(self, number: int) -> None:
+        if number == signal.SIGHUP and self._terminal.gone():
+            # The sandbox sends the command a SIGHUP when we are gone; it may live on.
+            self._finished(128 + number)
+            return
         self._command.signal(number)
 
     def _on_event(self, header: Header) -> None:

@@ -95,6 +95,13 @@ class Terminal:
                 self._saved = termios.tcgetattr(0)
                 tty.setraw(0, termios.TCSADRAIN)
 
+    def gone(self) -> bool:
+        """Whether there was one, which is closed by now."""
+        try:
+            return self.present and not termios.tcgetattr(0)
+        except termios.error:
+            return True
+
     def restore(self) -> None:
         """As the user had it; harmless when nothing was changed."""
         if self._saved is not None:

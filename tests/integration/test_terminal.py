@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pty
+import select
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -54,6 +56,23 @@ def test_a_terminal_is_the_users(terminal: Spawn, project: Path) -> None:
     child = terminal("start", "--", "sh", "-c", script)
     child.expect("one\r\ntwo\r\nthree\r\ngames\r\n")
     assert end(child) == 3
+
+
+def test_an_exec_ends_with_its_terminal(project: Path) -> None:
+    """Also where its command does not: somebody else may wait for the end of what he has started."""
+    write_config(project, "")
+    with running(project):
+        pid, terminal = pty.fork()
+        if not pid:
+            os.chdir(project)
+            os.execv(COMMAND, [COMMAND, "exec", "sh", "-c", "trap '' HUP; echo up; sleep 1000"])
+        end = os.pidfd_open(pid)
+        while b"up" not in os.read(terminal, 1000):
+            pass
+        os.close(terminal)
+        assert select.select([end], [], [], 60)[0]
+        os.close(end)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 129
 
 
 def test_a_shell_in_a_terminal(terminal: Spawn) -> None:
