@@ -254,7 +254,9 @@ class Supervisor:
 
     def _network_ended(self, status: int) -> None:
         if self._when_alone is None:
-            self._log("warning", f"the network is gone: its process ended with {status}")
+            code = os.waitstatus_to_exitcode(status)
+            how = f"with exit code {code}" if code >= 0 else f"by signal {-code}"
+            self._log("warning", f"the network is gone: its process ended {how}")
 
     def _call_put_file(self, header: dict[str, Any], _payload: bytes) -> None:
         """Answers once the file is in place."""

@@ -66,7 +66,7 @@ def test_a_child_of_airlockd_that_is_killed_takes_nothing_with_it(project: Path)
     """The one that has the network: without that, the sandbox goes on."""
     with running(project) as sandbox:
         sandbox.sh("kill -KILL $(pgrep -x -P 1 airlock-net)")
-        while b"the network is gone: its process ended with 9\n" not in sandbox.stderr.readline():
+        while b"the network is gone: its process ended by signal 9\n" not in sandbox.stderr.readline():
             pass
         assert sandbox.sh("echo alive") == "alive\n"
         assert sandbox.stop() == 143
