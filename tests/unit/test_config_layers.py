@@ -289,6 +289,17 @@ def test_what_the_whole_lacks_is_told_together(home: Path, root: Path) -> None:
     ]
 
 
+def test_every_circle_of_daemons_is_told(root: Path) -> None:
+    daemon = "[daemons.{0}]\ncommand = ['x']\nafter = ['{1}']\n"
+    waits = {"a": "b", "b": "a", "z": "z", "c": "d", "d": "c", "e": "f', 'g", "f": "e", "g": "e"}
+    path = put(root / "airlock.toml", "".join(daemon.format(*each) for each in waits.items()))
+    said = [line.partition(":1: daemons wait for each other in a circle: ") for line in problems(root)]
+    circles = [circle.split(" → ") for _, _, circle in said]
+    assert sorted("".join(sorted(set(circle))) for circle in circles) == ["ab", "cd", "ef", "eg", "z"]
+    order = list(waits)
+    assert [place for place, _, _ in said] == [f"{path}:{3 * order.index(each[0]) + 3}" for each in circles]
+
+
 def test_every_element_that_is_wrong_is_told_at_its_place(root: Path) -> None:
     path = put(
         root / "airlock.toml",

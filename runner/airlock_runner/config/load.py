@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from airlock_store.errors import Location
 
 CONFIG_NAME = f"{PROJECT}.toml"
+MAX_CIRCLES = 20
 
 
 def find_config(root: Path) -> Path | None:
@@ -110,12 +111,17 @@ def _order_problems(document: Document) -> list[ConfigError]:
         return problems
     from graphlib import CycleError, TopologicalSorter
 
-    try:
-        TopologicalSorter(after).prepare()
-    except CycleError as error:
-        circle = list(reversed(error.args[1]))
+    # Each is found anew, from the beginning: a hostile file is not to have more than a few.
+    for _ in range(MAX_CIRCLES):
+        try:
+            TopologicalSorter(after).prepare()
+            break
+        except CycleError as error:
+            # Each name is followed by one that it waits for.
+            circle = list(reversed(error.args[1]))
         at = document.at(("daemons", circle[0], "after"))
         problems.append(ConfigError(f"daemons wait for each other in a circle: {' → '.join(circle)}", at=at))
+        after[circle[0]] = [other for other in after[circle[0]] if other != circle[1]]
     return problems
 
 
