@@ -44,7 +44,7 @@ def build(*, recipe: str | None, directory: str | None, warm: bool, as_json: boo
     from airlock_store.store import Store
 
     store = Store(expand_home(directory).absolute(), "--store") if directory else Store.open()
-    ref = recipe or images.project_image(Path.cwd())
+    ref = images.project_image(Path.cwd()) if recipe is None else recipe
     result = images.build(ref, store, Path.cwd(), quiet=face().quiet, verbose=verbose)
     if warm:
         _warm(result, store)

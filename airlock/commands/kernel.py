@@ -131,7 +131,7 @@ def _load(recipe: str | None, arch: str | None) -> tuple[LoadedRecipe, Ingredien
     from airlock_builder.recipe import load_recipe
 
     here = Path.cwd()
-    loaded = load_recipe(recipe or project_image(here), here)
+    loaded = load_recipe(project_image(here) if recipe is None else recipe, here)
     return loaded, ingredients(loaded, arch)
 
 

@@ -161,7 +161,7 @@ def _image(chosen: str | None, configured: str | None, project: Project, verbose
     from airlock_store.image import MANIFEST, load_image
     from airlock_store.store import Store
 
-    ref = chosen or configured or images.DEFAULT_RECIPE
+    ref = (configured or images.DEFAULT_RECIPE) if chosen is None else chosen
     store = Store.open()
     while True:
         image = images.stored(ref, store, project.root)
@@ -175,7 +175,7 @@ def _image(chosen: str | None, configured: str | None, project: Project, verbose
                     load_config(project.root, under=images.brought_by_plan(planned))
                 result = images.realise(planned, store, quiet=face().quiet, verbose=verbose > 0)
             except ConfigError as error:
-                if error.at is None and not chosen:
+                if error.at is None and chosen is None:
                     error.at = place_of(project.root, "vm", "image")
                 raise
             image = load_image(result.image.path)

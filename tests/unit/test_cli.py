@@ -163,6 +163,9 @@ def test_click_says_the_same_as_the_short_cut(
         (["exec", "-e", "=v", "true"], 2, "cannot be the name"),
         (["build", "./none.toml"], 2, "Config error"),
         (["image", "inspect", "./none.toml"], 2, "Config error"),
+        # A variable of a script that is empty is not one that was left out.
+        (["build", ""], 2, "no recipe is named ''"),
+        (["kernel", "check", ""], 2, "no recipe is named ''"),
         (["store", "verify", "/etc"], 1, "/etc is not a store path"),
     ],
 )
@@ -174,6 +177,12 @@ def test_a_mistake_is_answered_on_stderr_with_its_exit_code(
     assert captured.out == ""
     assert said in captured.err
     assert "Traceback" not in captured.err
+
+
+def test_an_empty_name_starts_no_other_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "airlock.toml").write_text("[vm]\n")
+    assert run(["start", "--image", "", "--", "true"]) == 2
+    assert "Config error: no recipe is named ''" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", ["start", "show", "exec true", "build", "config show", "rm", "stop"])
