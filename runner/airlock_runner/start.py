@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from airlock_runner import approval, daemons, timeline
 from airlock_runner.borders import writable_by_sandbox
-from airlock_runner.config import fingerprint
+from airlock_runner.config import fingerprint, place_of
 from airlock_runner.machine.virtiofs import choose_daemon
 from airlock_runner.mounts import over_virtiofs, settle
 from airlock_runner.net.network import Network
@@ -148,7 +148,7 @@ def settle_disk_size(request: StartRequest) -> None:
     loss = f"the disk would shrink from {format_size(present)} to {format_size(size)}: all data on it will be lost"
     if not os.isatty(0) or not os.isatty(2):
         hint = f"keep [disk] size at {format_size(present)}, or give up the data with `airlock rm`"
-        raise ConfigError(loss, hint=hint)
+        raise ConfigError(loss, hint=hint, at=place_of(project.root, "disk", "size"))
     sys.stderr.write(f"airlock: {loss}. Go on? [y/N] ")
     sys.stderr.flush()
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):

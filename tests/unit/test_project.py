@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from airlock_runner.config import load_config
 from airlock_runner.project import DIRECTORY, DISK, LOCK, NEW_DISK, STATE, Project, ProjectError, State
-from airlock_store.errors import UsageError
+from airlock_runner.start import StartRequest, settle_disk_size
+from airlock_store.errors import ConfigError, UsageError
 
 MIB = 1024**2
 STATE_NOW = State("base", "/store/x-base", 2, 512 * MIB, 64 * MIB, "2026-01-02T03:04:05Z")
@@ -264,6 +266,20 @@ def test_a_disk_that_is_cut_short_is_refused_and_left(project: Project) -> None:
     with pytest.raises(ProjectError, match="is cut short"):
         project.ensure_disk(STATE_NOW.disk_size)
     assert (project.directory / DISK).stat().st_size == MIB
+
+
+def test_a_size_below_that_of_the_disk_is_told_at_its_place(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "isatty", lambda _fd: False)
+    config = project.root / "airlock.toml"
+    config.write_text('[disk]\nsize = "64 MB"\n')
+    project.ensure_disk(96 * MIB)
+    project.keep_disk()
+    with pytest.raises(ConfigError) as caught:
+        settle_disk_size(StartRequest(project, image=Any, config=load_config(project.root), argv=()))
+    assert str(caught.value).startswith(f"{config}:2:1: the disk would shrink from 96 MB to 64 MB")
+    assert project.disk_size() == 96 * MIB
 
 
 def test_a_sandbox_of_another_user_is_left_to_its_owner(
