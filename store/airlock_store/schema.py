@@ -129,7 +129,7 @@ class _Decoder:
 
     def _elements(self, value: object, elements: Elements, place: Place) -> object:
         if not isinstance(value, list):
-            return self._problem(place, f"{_name(place)}: expected an array, found {_kind(value)}")
+            return self._problem(place, f"{_name(place)}: expected an array, found {kind(value)}")
         if not elements.least <= len(value) <= elements.most:
             wanted = f"expected an array of {elements.least} to {elements.most} elements"
             return self._problem(place, f"{_name(place)}: {wanted}, found {len(value)}")
@@ -150,10 +150,10 @@ class _Decoder:
     def _value(self, value: object, hint: Any, place: Place) -> object:
         arms = _arms(hint)
         for arm in arms:
-            if arm is Any or _kind_of_type(arm) == _kind(value):
+            if arm is Any or _kind_of_type(arm) == kind(value):
                 return self._arm(value, arm, place)
         wanted = " or ".join(dict.fromkeys(_kind_of_type(arm) for arm in arms))
-        return self._problem(place, f"{_name(place)}: expected {wanted}, found {_kind(value)}")
+        return self._problem(place, f"{_name(place)}: expected {wanted}, found {kind(value)}")
 
     def _arm(self, value: Any, arm: Any, place: Place) -> object:
         """`value`, which is of the TOML type that `arm` wants."""
@@ -212,7 +212,8 @@ _KINDS: dict[type, str] = {
 }
 
 
-def _kind(value: object) -> str:
+def kind(value: object) -> str:
+    """The TOML type of a plain value, with its article."""
     # By exact type: True is an int to Python and not to anybody who writes TOML.
     return _KINDS.get(type(value), "a date or time")
 
