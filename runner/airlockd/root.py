@@ -12,7 +12,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from airlockd import boot, disk, harden, linux
+from airlockd import boot, disk, harden, identity, linux
 from airlockd.layout import Place, PlaceError, arrange
 from airlockd.user import User, look_up, ordinary
 
@@ -57,8 +57,6 @@ class Root:
         self.namespace = self.hardened = -1
         self.home = "/"
         self.files: list[FilePlace] = []
-        self.foreign: list[str] = []
-        """Shared directories whose owner is not the user of the commands."""
         self.warnings: list[str] = []
         self._mounts: list[str] = []
         self._masks: set[int] = set()
@@ -72,6 +70,8 @@ class Root:
         *,
         new: bool,
         root_key: str,
+        hostname: str,
+        machine_id: str,
         places: Sequence[Mapping[str, Any]],
         user: str,
         owner: int,
@@ -85,6 +85,8 @@ class Root:
         self._mounts.append(disk.DISK)
         disk.make_room_for(lambda: _mount_overlay(root_key))
         self._mounts.append(SANDBOX)
+        # Before anything of the host can be at /etc.
+        identity.write(SANDBOX, hostname, machine_id)
         self._directory = os.open(SANDBOX, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         for name in ("proc", "sys", "dev"):
             self._mount(f"/{name}", f"/{name}", "", linux.MS_BIND | linux.MS_REC)
@@ -102,7 +104,7 @@ class Root:
             # Of everybody, and what lies there of whoever made it: root's daemons have directories there, too.
             os.chmod(USERDATA, 0o1777)
         if owner != account.uid:
-            self.foreign = [place.target for place in arranged if place.kind == "share"]
+            identity.trust(SANDBOX, [place.target for place in arranged if place.kind == "share"])
         for place in arranged:
             try:
                 self._put(place, account)

@@ -147,6 +147,8 @@ class Supervisor:
             int(header["disk_size"]),
             new=bool(header["new_disk"]),
             root_key=header["root_key"],
+            hostname=header["hostname"],
+            machine_id=header["machine_id"],
             places=header["places"],
             user=str(header["user"]),
             owner=int(header["owner"]),
@@ -154,9 +156,6 @@ class Supervisor:
         for warning in self._root.warnings:
             self._log("warning", warning)
         self._inside = self._inside._replace(namespace=self._root.namespace, hardened=self._root.hardened)
-        identity.write(SANDBOX, header["hostname"], header["machine_id"])
-        if self._root.foreign:
-            identity.trust(SANDBOX, self._root.foreign)
         if self._root.files:
             # Costs a moment that starts without files need not wait for.
             from airlockd.files import Files

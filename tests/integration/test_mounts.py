@@ -181,6 +181,26 @@ def test_a_missing_source_stops_the_start_or_not(airlock: Airlock, project: Path
     assert b"airlock: mount v: none is not there, going on without it\n" in done.stderr
 
 
+def test_a_directory_of_the_host_at_etc_is_left_as_it_is(
+    airlock: Airlock, project: Path, tmp_path: Path
+) -> None:
+    """What a sandbox is called is written into its own root, and to nobody's shares."""
+    etc = tmp_path / "etc"
+    etc.mkdir()
+    (etc / "hostname").write_text("of-the-host\n")
+    # By a user who is not the project's owner, for whom git has exceptions there.
+    user = f'user = "{os.geteuid() + 4321}"'
+    project.chmod(0o755)
+    write_config(project, f'{user}\n[mounts.etc]\nsource = "{etc}"\ntarget = "/etc"\n')
+    done = airlock("-q", "start", "--", "cat", "/etc/hostname", cwd=project)
+    assert (done.returncode, done.stdout) == (0, b"of-the-host\n")
+    assert [path.name for path in etc.iterdir()] == ["hostname"]
+    assert (etc / "hostname").read_text() == "of-the-host\n"
+    write_config(project, "")
+    same = 'test "$(hostname)" = "$(cat /etc/hostname)" && grep -qw "$(hostname)" /etc/hosts'
+    assert airlock("-q", "start", "--", "sh", "-c", same, cwd=project).returncode == 0
+
+
 def test_a_config_that_a_sandbox_wrote_is_named_at_the_end(airlock: Airlock, project: Path) -> None:
     script = (
         "printf '[mounts.all]\nsource = \"/\"\n' >airlock.local.toml;"
