@@ -99,8 +99,8 @@ class Session:
             request.image, request.config, root=self._project.root, qemu=qemu, disk=disk, shares=mounts.shares
         )
         plan = accel.candidates(request.accel, spec.arch, qemu)
-        if plan.accelerators == ("tcg",) and plan.reason != "asked for":
-            self._say_once(qemu, plan.reason)
+        if plan.accelerators == ("tcg",) and plan.reason != "asked for" and accel.is_news(qemu, plan.reason):
+            self.note(0, f"no hardware acceleration: {plan.reason}; using tcg, which is slower")
         if plan.accelerators == ("tcg",) and (slow := too_many_emulated(spec.cpus)):
             self.note(0, slow)
         self._starter = Starter(
@@ -448,11 +448,6 @@ class Session:
         level = header.get("level")
         if level in LEVELS and LEVELS.index(level) >= LEVELS.index(self._request.log_level):
             self.note(0, f"airlockd: {one_line(str(header.get('text')), 300)}")
-
-    def _say_once(self, qemu: Path, reason: str) -> None:
-        if accel.recall(qemu) is None:
-            accel.remember(qemu, accel.Verdict("tcg", reason))
-            self.note(0, f"no hardware acceleration: {reason}; using tcg, which is slower")
 
 
 def sandbox_name(root: Path) -> str:

@@ -218,6 +218,25 @@ def test_a_host_without_kvm_says_why(qemu: Path, monkeypatch: pytest.MonkeyPatch
     assert caught.value.hint == "use --accel auto or --accel tcg"
 
 
+def test_what_is_in_the_way_is_told_once_and_proves_nothing(
+    qemu: Path, image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is told to join the group kvm, and does, need not boot the host for it to count."""
+    closed, none = "/dev/kvm may not be opened by this user", "there is no /dev/kvm"
+    assert [accel.is_news(qemu, why) for why in (closed, closed, none, none)] == [True, False, True, False]
+    script(qemu, kvm="boot")
+    assert candidates("auto", ARCH, qemu) == Candidates(("kvm", "tcg"), True, "not proven yet")
+    assert probe.prove(image) == Verdict("kvm", "a guest booted with it")
+    assert accel.is_news(qemu, closed)
+
+
+def test_a_proof_that_failed_is_not_told_again(qemu: Path, image: Image) -> None:
+    script(qemu, kvm="abort", tcg="boot")
+    reason = probe.prove(image).reason
+    assert candidates("auto", ARCH, qemu) == Candidates(("tcg",), False, reason)
+    assert not accel.is_news(qemu, reason)
+
+
 @pytest.mark.parametrize(
     ("native", "machine", "kvm", "said"),
     [

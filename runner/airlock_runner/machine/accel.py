@@ -22,10 +22,11 @@ PROBE_SECONDS = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What is known of hardware acceleration here: `accelerator` to use and why."""
+    """What is known of hardware acceleration here: `accelerator` to use and why; by a boot, if it is `proven`."""
 
     accelerator: str
     reason: str
+    proven: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ def candidates(wanted: str, arch: str, qemu: Path) -> Candidates:
     if obstacle:
         return Candidates(("tcg",), False, obstacle)
     known = recall(qemu)
-    if known is None:
+    if known is None or not known.proven:
         return Candidates((native, "tcg"), True, "not proven yet")
     return Candidates((known.accelerator,), False, known.reason)
 
@@ -80,6 +81,16 @@ def remember(qemu: Path, verdict: Verdict) -> None:
         temporary.replace(path)
     except OSError:
         pass
+
+
+def is_news(qemu: Path, reason: str) -> bool:
+    """Whether that there is only tcg, for this `reason`, is news to the user; from now on it is none."""
+    known = recall(qemu)
+    if known is not None and known.reason == reason:
+        return False
+    # What is in the way may be gone at the next start, without a boot of the host.
+    remember(qemu, Verdict("tcg", reason, proven=False))
+    return True
 
 
 def _obstacle(native: str, arch: str) -> str:
