@@ -13,13 +13,13 @@ import os
 import shlex
 import stat
 import threading
-import time
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from airlock_runner.state import SandboxStatus, State, state_of
 from airlock_store.errors import AirlockError, UsageError
 from airlock_store.settings import RESERVED
 
@@ -50,51 +50,6 @@ _ORPHAN_PATIENCE = 10.0
 
 class ProjectError(AirlockError):
     """The project's `.airlock` directory cannot be used as it is."""
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """What the last start was: image, shape (memory and disk size in bytes) and when, as ISO 8601 in UTC.
-
-    `sockets`: forwarded ones that amount to the host itself, in words.
-    """
-
-    image_name: str = ""
-    image_path: str = ""
-    cpus: int = 0
-    memory: int = 0
-    disk_size: int = 0
-    last_run: str = ""
-    sockets: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class SandboxStatus:
-    """What `airlock show` tells. Sizes in bytes; `disk_used` is what the disk's file takes on the host.
-
-    `running_pid` is that of the session, `up` says that it takes commands: until then it is starting. `trouble`: why
-    the rest may not be known.
-    """
-
-    path: Path
-    running_pid: int | None
-    up: bool
-    image_name: str
-    image_path: str
-    cpus: int
-    memory: int
-    disk_used: int
-    disk_size: int
-    last_run: str
-    sockets: str
-    trouble: str = ""
-
-    @property
-    def state(self) -> str:
-        """In a word."""
-        if self.running_pid is None:
-            return "broken" if self.trouble else "stopped"
-        return "running" if self.up else "starting"
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +224,7 @@ class Project:
         path, state = self.directory / STATE, None
         try:
             with open(self._open(STATE, os.O_RDONLY), encoding="utf-8") as file:
-                state = _state_of(json.loads(file.read(_STATE_LIMIT)))
+                state = state_of(json.loads(file.read(_STATE_LIMIT)))
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -503,19 +458,3 @@ def _alive(pid: int) -> bool:
     except PermissionError:
         pass
     return True
-
-
-def _state_of(values: Any) -> State | None:
-    if not isinstance(values, dict):
-        return None
-    defaults = asdict(State())
-    kept = {
-        name: values[name] if type(values.get(name)) is type(default) else default
-        for name, default in defaults.items()
-    }
-    return State(**kept)
-
-
-def now() -> str:
-    """The time as ISO 8601 in UTC, to the second."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -20,10 +20,11 @@ from airlock_runner.machine import accel
 from airlock_runner.machine.qemu import find_qemu
 from airlock_runner.net.settle import POWER
 from airlock_runner.patience import hang_seconds
-from airlock_runner.project import DISK, IMAGE, State, now
+from airlock_runner.project import DISK, IMAGE
 from airlock_runner.server import Server
 from airlock_runner.shape import machine_spec, too_many_emulated
 from airlock_runner.starter import Starter
+from airlock_runner.state import State, now
 from airlock_runner.stdio import (
     RemoteCommand,
     Signals,

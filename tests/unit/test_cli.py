@@ -29,7 +29,8 @@ from airlock.commands import doctor as doctor_module
 from airlock.commands import start as start_module
 from airlock_runner.machine import accel
 from airlock_runner.machine.accel import Candidates, Verdict
-from airlock_runner.project import Project, State
+from airlock_runner.project import Project
+from airlock_runner.state import State
 from airlock_store.errors import AirlockError, BuildError, ConfigError, Location, MachineError
 from airlock_store.gc import add_project_root
 from airlock_store.image import Image, encode_image

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from airlock_runner.config import load_config
-from airlock_runner.project import DIRECTORY, DISK, LOCK, NEW_DISK, STATE, Project, ProjectError, State
+from airlock_runner.project import DIRECTORY, DISK, LOCK, NEW_DISK, STATE, Project, ProjectError
 from airlock_runner.start import StartRequest, settle_disk_size
+from airlock_runner.state import State
 from airlock_store.errors import ConfigError, UsageError
 
 MIB = 1024**2
