@@ -16,9 +16,9 @@ from airlock_builder.kernel.overrides import check_option
 from airlock_builder.kernel.versions import Version, parse_version
 from airlock_builder.lookup import find_recipes, resolve
 from airlock_store.errors import ConfigError, Location, noting
-from airlock_store.schema import Elements, check, decode, kind
+from airlock_store.schema import Elements, check, decode
 from airlock_store.services import Bind, Daemon, lay
-from airlock_store.settings import check_env, check_name, parse_argv, parse_user
+from airlock_store.settings import check_env, check_name, parse_argv, parse_cpus, parse_user
 from airlock_store.sizes import MIB, parse_size
 
 if TYPE_CHECKING:
@@ -85,14 +85,6 @@ def _parse_memory(value: object) -> int:
     if size < _MIN_MEMORY:
         raise ValueError("a machine needs at least 256 MB")
     return size
-
-
-def _parse_cpus(value: object) -> int:
-    if type(value) is not int:
-        raise ValueError(f"expected an integer, found {kind(value)}")
-    if not 1 <= value <= 255:
-        raise ValueError("cpus is from 1 to 255")
-    return value
 
 
 def _parse_version(value: object) -> int:
@@ -171,7 +163,7 @@ class VmSection:
     """`[vm]`: defaults for the machine; `memory` is in bytes."""
 
     memory: int | None = field(default=None, metadata={"parse": _parse_memory})
-    cpus: int | None = field(default=None, metadata={"parse": _parse_cpus})
+    cpus: int | None = field(default=None, metadata={"parse": parse_cpus})
     harden: bool | None = None
     command: tuple[str, ...] = field(default=(), metadata={"parse": _parse_command})
     user: str | None = field(default=None, metadata={"parse": parse_user})

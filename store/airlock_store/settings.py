@@ -9,11 +9,13 @@ import re
 from dataclasses import field
 from typing import Any
 
+from airlock_store.schema import kind
+
 NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 RESERVED = ("proc", "sys", "dev", "airlock")
 USER_PATTERN = "[A-Za-z_][A-Za-z0-9_.-]{0,31}|[0-9]{1,9}"
 SIGNALS = ("TERM", "INT", "HUP", "QUIT", "USR1", "USR2", "KILL")
-MAX_SECONDS, MAX_COUNT, MAX_TEXT = 86400, 1_000_000, 4096
+MAX_SECONDS, MAX_COUNT, MAX_TEXT, MAX_CPUS = 86400, 1_000_000, 4096, 255
 
 # What the parsers below read, as JSON Schema; patterns in what ECMA's regular expressions and Python's have in common.
 # A dollar is always an anchor.
@@ -103,6 +105,15 @@ def parse_guest_path(value: object) -> str:
     if not path.startswith("/"):
         raise ValueError(f"{path!r} is not absolute")
     return path
+
+
+def parse_cpus(value: object) -> int:
+    """A number of virtual CPUs, 1 to 255; more than the host has is allowed. Raises ValueError."""
+    if type(value) is not int:
+        raise ValueError(f"expected an integer, found {kind(value)}")
+    if not 1 <= value <= MAX_CPUS:
+        raise ValueError(f"a VM has 1 to {MAX_CPUS} CPUs, found {value}")
+    return value
 
 
 def parse_user(value: object) -> str:

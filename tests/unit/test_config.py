@@ -64,7 +64,7 @@ def test_an_empty_config_leaves_everything_to_the_image(tmp_path: Path) -> None:
         ("[disk]\nsize = 1", "2:1", "'size': expected a size with a unit, such as \"64 MB\", found 1"),
         ("[vm]\nmemory = '900000 GB'", "2:1", "more than this host has"),
         ("[vm]\ncpus = 0", "2:1", "'cpus': a VM has 1 to 255 CPUs, found 0"),
-        ("[vm]\ncpus = true", "2:1", "'cpus': expected an integer"),
+        ("[vm]\ncpus = true", "2:1", "'cpus': expected an integer, found a boolean"),
         ("[vm]\nimage = ''", "2:1", "'image': expected the name of a recipe"),
         ("[vm]\nhardn = true", "2:1", "unknown key 'hardn' in [vm]"),
         ("[disk]\nsize = '1 MB'", "2:1", "'size': a disk has 64 MB to 16 TB"),

@@ -121,7 +121,7 @@ def test_all_problems_of_all_files_are_told_at_once(home: Path, root: Path) -> N
     local = put(root / "airlock.local.json", '{"vm": {"cpus": 2},\n "env": {"A": 1}}')
     assert problems(root) == [
         f"{user}:2:3: unknown key 'memroy' in [vm]",
-        f"{user}:3:3: 'cpus': expected an integer",
+        f"{user}:3:3: 'cpus': expected an integer, found a string",
         f"{project}:2:1: 'cpus': a VM has 1 to 255 CPUs, found 0",
         f"{project}:4:1: unknown key 'siez' in [disk]",
         f"{local}:2:10: 'A': expected a string, found an integer",

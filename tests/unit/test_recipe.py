@@ -163,7 +163,7 @@ def test_paths_start_from_the_recipe_that_has_them(recipes: Recipes) -> None:
         ("[vm]\nmemory = 512", 'with a unit, such as "512 MB"', 4, 1),
         ("[vm]\nmemory = 1", 'with a unit, such as "256 MB"', 4, 1),
         ("[vm]\nmemory = '1 MB'", "at least 256 MB", 4, 1),
-        ("[vm]\ncpus = 0", "cpus is from 1 to 255", 4, 1),
+        ("[vm]\ncpus = 0", "a VM has 1 to 255 CPUs, found 0", 4, 1),
         ("[vm]\ncpus = true", "expected an integer, found a boolean", 4, 1),
         ("[vm]\nharden = 'no'", "expected a boolean", 4, 1),
         ("[vm]\ncommand = 'sh'", "expected an array", 4, 1),

@@ -15,6 +15,7 @@ from airlock_store.schema import Elements
 from airlock_store.services import Bind, Daemon
 from airlock_store.settings import (
     ENV_SCHEMA,
+    MAX_CPUS,
     NO_WAY_UP,
     PATH_SCHEMA,
     TARGET,
@@ -23,6 +24,7 @@ from airlock_store.settings import (
     check_env,
     check_name,
     enabled,
+    parse_cpus,
     parse_path,
     parse_target,
     parse_user,
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 
 MIN_MEMORY = 256 * MIB
 MIN_DISK, MAX_DISK = 64 * MIB, 16 * TIB
-MAX_CPUS, MAX_PATHS = 255, 256
+MAX_PATHS = 256
 SIZE_SCHEMA = {"type": "string", "title": "size", "pattern": SIZE_PATTERN, "examples": ["512 MB", "1.5 GB"]}
 PRESET_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 _INNER = r"(?![/~])(?:\./+)*(?!\.?(?:/|$))"
@@ -61,15 +63,6 @@ def parse_disk_size(value: object) -> int:
     if not MIN_DISK <= size <= MAX_DISK:
         raise ValueError(f"a disk has {format_size(MIN_DISK)} to {format_size(MAX_DISK)}")
     return size
-
-
-def parse_cpus(value: object) -> int:
-    """A number of virtual CPUs, 1 to 255; more than the host has is allowed. Raises ValueError."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError("expected an integer")
-    if not 1 <= value <= MAX_CPUS:
-        raise ValueError(f"a VM has 1 to {MAX_CPUS} CPUs, found {value}")
-    return value
 
 
 def parse_image(value: object) -> str:
