@@ -97,10 +97,12 @@ class Terminal:
 
     def gone(self) -> bool:
         """Whether there was one, which is closed by now."""
-        try:
-            return self.present and not termios.tcgetattr(0)
-        except termios.error:
-            return True
+        if self.present:
+            try:
+                termios.tcgetattr(0)
+            except termios.error:
+                return True
+        return False
 
     def restore(self) -> None:
         """As the user had it; harmless when nothing was changed."""

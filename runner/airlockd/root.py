@@ -28,8 +28,6 @@ _ROOT_KEY = f"{OVERLAY}/root-key"
 # cache=mmap is what shared mappings need. With directio nothing else uses the cache: the kernel does not look whether
 # the host has changed a file as long as any process of the guest has it open.
 _9P = "trans=virtio,version=9p2000.L,msize=1048576,cache=mmap,directio,access=client"
-
-
 # As one filesystem has it: one st_dev for all that is there, one number for a file wherever that is asked for, and
 # directories of the image that can be renamed. Source: Linux Documentation/filesystems/overlayfs.rst.
 _LIKE_ONE = "xino=on,redirect_dir=on"
