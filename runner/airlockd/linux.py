@@ -21,7 +21,8 @@ _SECCOMP_SET_MODE_FILTER, _NEW_LISTENER, _WAIT_KILLABLE = 1, 0x8, 0x20
 _RLIMIT_NOFILE = 7
 _CAPABILITIES_3 = 0x20080522
 IN_CREATE = 0x100
-_RESOLVE_NO_SYMLINKS, _RESOLVE_IN_ROOT = 0x04, 0x10
+_RESOLVE_NO_XDEV, _RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS = 0x01, 0x02, 0x04
+_RESOLVE_BENEATH, _RESOLVE_IN_ROOT = 0x08, 0x10
 _AT_FDCWD = -100
 _AF_INET, _SOCK_DGRAM, _SIOCSIFFLAGS, _IFF_UP = 2, 2, 0x8914, 1
 
@@ -119,16 +120,22 @@ def open_in_root(root: int, path: str, flags: int) -> int:
     return _openat2(root, path, flags, _RESOLVE_IN_ROOT)
 
 
+def open_beneath(directory: int, path: bytes, flags: int) -> int:
+    """openat2(2) below `directory` and in its mount; fails with EXDEV where the path leads elsewhere."""
+    resolve = _RESOLVE_BENEATH | _RESOLVE_NO_XDEV | _RESOLVE_NO_MAGICLINKS
+    return _openat2(directory, path, flags, resolve)
+
+
 def open_without_symlinks(path: str, flags: int) -> int:
     """openat2(2) that fails with ELOOP where any part of the path is a symlink."""
     return _openat2(_AT_FDCWD, path, flags, _RESOLVE_NO_SYMLINKS)
 
 
-def _openat2(directory: int, path: str, flags: int, resolve: int) -> int:
+def _openat2(directory: int, path: str | bytes, flags: int, resolve: int) -> int:
     how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
     number = _SYSCALLS[MACHINE]["openat2"]
     result = _libc.syscall(number, directory, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
-    return _check(result, path)
+    return _check(result, os.fsdecode(path))
 
 
 def loopback_up() -> None:

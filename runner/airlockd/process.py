@@ -60,13 +60,13 @@ class Inside(NamedTuple):
     """What all processes of a sandbox have in common.
 
     `namespace` is that of its mounts; `hardened` is the one for those that are hardened, and `filter_program` is, too.
-    `ask` has a child ask before it renames (renames.py).
+    `ask` has a child ask before some of its system calls (asks.py).
     """
 
     namespace: int
     hardened: int
     filter_program: bytes
-    ask: Callable[[], None] | None = None
+    ask: Callable[[], None]
 
 
 class Process:
@@ -252,8 +252,7 @@ def become(command: Command, stdio: Sequence[int], failure: int, inside: Inside)
         stage = "namespace"
         linux.setns(inside.hardened if command.harden else inside.namespace, linux.CLONE_NEWNS)
         linux.limit_descriptors(DESCRIPTORS, MAX_DESCRIPTORS)
-        if inside.ask is not None:
-            inside.ask()
+        inside.ask()
         stage = "user"
         account = user.look_up(command.user)
         environment = {**account.environment(), **user.runtime_directory(account), **command.env}

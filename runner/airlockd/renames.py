@@ -1,19 +1,16 @@
 """Renames to a single file of the host that lies in a share. The supervisor has one where there is such a file.
 
 It is mounted there, since its content does not belong into that directory of the host; and to what is mounted nothing
-can be renamed: the kernel says EBUSY. Editors do just that. So the processes of such a sandbox ask here before each
-rename (seccomp_unotify(2)). What is renamed to such a file is copied into it and removed; all else the kernel
-does, as if nobody had asked. So whatever goes wrong here before something was changed, the kernel has the last word.
+can be renamed: the kernel says EBUSY. Editors do just that. So the processes of such a sandbox ask before each rename
+(asks.py). What is renamed to such a file is copied into it and removed; all else the kernel does, as if nobody had
+asked. So whatever goes wrong here before something was changed, the kernel has the last word.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
-import select
-import socket
 import stat
 import struct
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,43 +21,26 @@ from airlockd.protocol.files import MAX_FILE, overwrite_file, write_all
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from airlockd.asks import Question
     from airlockd.protocol.loop import Loop
     from airlockd.root import FilePlace
 
-_CALLS: dict[str, tuple[int, dict[int, tuple[int | None, int, int | None, int, int | None]]]] = {
-    "x86_64": (0xC000003E, {82: (None, 0, None, 1, None), 264: (0, 1, 2, 3, None), 316: (0, 1, 2, 3, 4)}),
-    "aarch64": (0xC00000B7, {38: (0, 1, 2, 3, None), 276: (0, 1, 2, 3, 4)}),
+_CALLS: dict[str, tuple[int | None, int, int | None, int, int | None]] = {
+    "rename": (None, 0, None, 1, None),
+    "renameat": (0, 1, 2, 3, None),
+    "renameat2": (0, 1, 2, 3, 4),
 }
-"""rename, renameat and renameat2 of each architecture: which arguments are directory and path of both, and flags."""
+"""Which arguments are directory and path of both, and flags."""
 
-_LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06
-_ALLOW, _ASK = 0x7FFF0000, 0x7FC00000
-_NUMBER, _ARCHITECTURE = 0, 4
-# linux/seccomp.h
-_RECEIVE, _SEND, _STILL_THERE = 0xC0502100, 0xC0182101, 0x40082102
-_NOTIFICATION, _ANSWER, _GO_ON = struct.Struct("=QIIiIQ6Q"), struct.Struct("=QqiI"), 1
-_PAGE, _PATH_MAX = 4096, 4096
 _AT_FDCWD = -100
 _KERNEL = 255
 """Exit code of a helper: this is the kernel's to do."""
 
 
-def program(machine: str) -> bytes:
-    """The filter that asks, as classic BPF, for `machine` as uname names it. Raises KeyError."""
-    architecture, calls = _CALLS[machine]
-    numbers = sorted(calls)
-    code = [(_LOAD, 0, 0, _ARCHITECTURE), (_EQUAL, 0, len(numbers) + 1, architecture), (_LOAD, 0, 0, _NUMBER)]
-    code += [(_EQUAL, len(numbers) - index, 0, number) for index, number in enumerate(numbers)]
-    code += [(_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _ASK)]
-    return b"".join(struct.pack("=HBBI", *each) for each in code)
-
-
 class _Asked(NamedTuple):
-    """A rename: who, in which of the kernel's questions, and paths with the directories that they start from."""
+    """A rename: who asks, and paths with the directories that they start from."""
 
-    listener: int
-    number: int
-    process: int
+    question: Question
     bases: tuple[str, str]
     paths: tuple[bytes, bytes]
 
@@ -83,65 +63,26 @@ class Renames:
         children: dict[int, Callable[[int], None]],
     ) -> None:
         self._loop, self._children = loop, children
-        self._program = program(linux.MACHINE)
         self._names = {os.fsencode(place.target.rpartition("/")[2]) for place in places}
         self._places = {_identity(os.stat(place.name, dir_fd=place.directory)): place for place in places}
-        self._here, self._there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        loop.on_readable(self._here.fileno(), self._take)
+        self.handlers = dict.fromkeys(_CALLS, self._decide)
 
-    def ask(self) -> None:
-        """In a child: it and all of its children ask from now on. A kernel that cannot do that has it as it was."""
-        try:
-            listener = linux.seccomp_listener(self._program)
-        except OSError:
-            return
-        socket.send_fds(self._there, [b"\0"], [listener])
-        os.close(listener)
+    def _decide(self, question: Question) -> bool:
+        asked = self._concerned(question)
+        if asked is not None:
+            self._carry_out(asked)
+        return asked is not None
 
-    def _take(self) -> None:
-        _, listeners, _, _ = socket.recv_fds(self._here, 1, 1, socket.MSG_CMSG_CLOEXEC)
-        for fd in listeners:
-            self._loop.on_readable(fd, lambda fd=fd: self._serve(fd))  # type: ignore[misc]
-
-    def _serve(self, listener: int) -> None:
-        poller = select.poll()
-        poller.register(listener, select.POLLIN)
-        if not any(events & select.POLLIN for _, events in poller.poll(0)):
-            # Nobody is left who could ask; receiving would wait for ever.
-            self._loop.forget(listener)
-            os.close(listener)
-            return
-        notification = bytearray(_NOTIFICATION.size)
-        try:
-            fcntl.ioctl(listener, _RECEIVE, notification)
-        except OSError:
-            # It was killed meanwhile.
-            return
-        number, process, _, call, _, _, *arguments = _NOTIFICATION.unpack(notification)
-        try:
-            asked = self._concerned(listener, number, process, call, arguments)
-            if asked is not None:
-                self._carry_out(asked)
-                return
-        except (OSError, OverflowError):
-            pass
-        _answer(listener, number, None)
-
-    def _concerned(
-        self, listener: int, number: int, process: int, call: int, arguments: Sequence[int]
-    ) -> _Asked | None:
+    def _concerned(self, question: Question) -> _Asked | None:
         """What is to be done here, if this concerns one of the files: by its name, which is cheap to see."""
-        old_base, old, new_base, new, flags = _CALLS[linux.MACHINE][1][call]
+        old_base, old, new_base, new, flags = _CALLS[question.call]
+        arguments = question.arguments
         if flags is not None and arguments[flags]:
             return None
-        memory = os.open(f"/proc/{process}/mem", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            target = _string(memory, arguments[new])
-            if target.rpartition(b"/")[2] not in self._names:
-                return None
-            source = _string(memory, arguments[old])
-        finally:
-            os.close(memory)
+        (target,) = question.strings(new)
+        if target.rpartition(b"/")[2] not in self._names:
+            return None
+        (source,) = question.strings(old)
         bases = [
             "cwd" if fd == _AT_FDCWD else f"fd/{fd}"
             for fd in (
@@ -149,7 +90,7 @@ class Renames:
                 for each in (old_base, new_base)
             )
         ]
-        return _Asked(listener, number, process, (bases[0], bases[1]), (source, target))
+        return _Asked(question, (bases[0], bases[1]), (source, target))
 
     def _carry_out(self, asked: _Asked) -> None:
         data = os.memfd_create("renamed", os.MFD_CLOEXEC)
@@ -203,7 +144,7 @@ class Renames:
             code = job.problem
         elif code < 0:
             code = errno.EINTR
-        _answer(job.asked.listener, job.asked.number, None if code == _KERNEL else code)
+        job.asked.question.answer(None if code == _KERNEL else code)
 
     def _help(self, asked: _Asked, data: int, ready: int, go: int) -> None:
         """In the helper: never returns."""
@@ -213,7 +154,7 @@ class Renames:
             linux.prctl(linux.PR_SET_DUMPABLE, 0)
             linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
             # A path may lead through /proc/self/fd, which is here what the helper has open.
-            _close_all_but(asked.listener, data, ready, go)
+            _close_all_but(asked.question.listener, data, ready, go)
             code = self._as_the_process(asked, data, ready, go)
         except OSError:
             pass
@@ -222,7 +163,7 @@ class Renames:
 
     def _as_the_process(self, asked: _Asked, data: int, ready: int, go: int) -> int:
         """With its rights, from its directories. Gives the errno, or _KERNEL; raises OSError as long as that holds."""
-        about = f"/proc/{asked.process}"
+        about = f"/proc/{asked.question.process}"
         identity = _credentials(linux.read_file(f"{about}/status"))
         if os.stat(f"{about}/ns/user").st_ino != os.stat("/proc/self/ns/user").st_ino:
             # What it may do as root of a user namespace it may do there.
@@ -231,8 +172,8 @@ class Renames:
         root = os.open(f"{about}/root", os.O_PATH | os.O_CLOEXEC)
         namespace = os.open(f"{about}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         # All of this was of the process that asks, and not of the next one by its number.
-        _require(asked.listener, asked.number)
-        os.close(asked.listener)
+        asked.question.require()
+        os.close(asked.question.listener)
         linux.setns(namespace, linux.CLONE_NEWNS)
         os.fchdir(root)
         os.chroot(".")
@@ -294,38 +235,8 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _string(memory: int, address: int) -> bytes:
-    """A path in the memory of a process. Raises OSError and OverflowError."""
-    found = b""
-    while len(found) < _PATH_MAX:
-        part = os.pread(memory, _PAGE - address % _PAGE, address)
-        text, end, _ = part.partition(b"\0")
-        found += text
-        if end:
-            return found
-        if not part:
-            break
-        address += len(part)
-    raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
-
-
 def _credentials(status: bytes) -> tuple[int, int, list[int], int]:
     """User, group, further groups and capabilities by which files are judged, from /proc/PID/status."""
     fields = dict(line.split(b":", 1) for line in status.splitlines() if b":" in line)
     user, group = (int(fields[name].split()[3]) for name in (b"Uid", b"Gid"))
     return user, group, [int(each) for each in fields[b"Groups"].split()], int(fields[b"CapEff"], 16)
-
-
-def _require(listener: int, number: int) -> None:
-    """Raises OSError where whoever asked this is there no more."""
-    fcntl.ioctl(listener, _STILL_THERE, struct.pack("=Q", number))
-
-
-def _answer(listener: int, number: int, code: int | None) -> None:
-    """This errno, or 0; None has the kernel do it."""
-    flags = _GO_ON if code is None else 0
-    try:
-        fcntl.ioctl(listener, _SEND, _ANSWER.pack(number, 0, -(code or 0), flags))
-    except OSError:
-        # It was killed meanwhile.
-        pass

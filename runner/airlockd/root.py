@@ -55,6 +55,8 @@ class Root:
         self.namespace = self.hardened = -1
         self.home = "/"
         self.files: list[FilePlace] = []
+        self.shares: dict[int, int] = {}
+        """The root directories of shares by 9p, by device."""
         self.warnings: list[str] = []
         self._mounts: list[str] = []
         self._masks: set[int] = set()
@@ -188,6 +190,9 @@ class Root:
         if place.kind == "share":
             kind, options = ("virtiofs", "") if place.virtiofs else ("9p", _9P)
             self._mount(place.tag, place.target, kind, linux.MS_RDONLY if place.read_only else 0, options)
+            if not place.virtiofs:
+                fd = linux.open_in_root(self._directory, place.target, os.O_PATH)
+                self.shares[os.fstat(fd).st_dev] = fd
         elif place.kind == "cache":
             directory = f"{CACHE}/{place.directory}"
             if disk.directory(directory):

@@ -13,6 +13,7 @@ import traceback
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airlockd import boot, daemons, disk, entropy, harden, identity, kernelcheck, linux, memory, switches
+from airlockd.asks import Asks
 from airlockd.layout import PlaceError, expand
 from airlockd.net.process import NetworkProcess
 from airlockd.net.process import start as start_network
@@ -20,6 +21,7 @@ from airlockd.process import MAX_DESCRIPTORS, Command, Inside, Process, SpawnErr
 from airlockd.protocol.link import Link
 from airlockd.protocol.loop import Loop
 from airlockd.root import SANDBOX, TRASH, Root
+from airlockd.watches import Watches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -91,7 +93,8 @@ class Supervisor:
         self._daemons: daemons.Daemons | None = None
         self._world: _World | None = None
         self._files: files.Files | None = None
-        self._inside = Inside(-1, -1, harden.seccomp_program(linux.MACHINE))
+        self._asks = Asks(self._loop)
+        self._inside = Inside(-1, -1, harden.seccomp_program(linux.MACHINE), self._asks.ask)
         self._when_alone: Callable[[], None] | None = None
 
     def run(self) -> None:
@@ -165,8 +168,9 @@ class Supervisor:
         if in_shares:
             from airlockd.renames import Renames
 
-            renames = Renames(self._loop, in_shares, self._by_pid)
-            self._inside = self._inside._replace(ask=renames.ask)
+            self._asks.about(Renames(self._loop, in_shares, self._by_pid).handlers)
+        if self._root.shares:
+            self._asks.about(Watches(self._loop, self._root.shares).handlers)
         helper = disk.empty(TRASH)
         if helper is not None:
             self._log("info", "emptying what an earlier image left on the disk")

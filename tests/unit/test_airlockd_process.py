@@ -64,7 +64,7 @@ def test_a_command_without_a_process_leaves_nothing(
     if size is not None and (call, number) != ("fork", 1):
         monkeypatch.setattr(process.os, "dup", refuse)
     with pytest.raises(BlockingIOError):
-        Process(link, command(size), Inside(-1, -1, b""), on_started=ignore, on_exit=ignore)
+        Process(link, command(size), Inside(-1, -1, b"", ignore), on_started=ignore, on_exit=ignore)
     # What the supervisor answers to the call.
     link.refuse([1, 2, 3])
     assert open_files() == before
@@ -85,7 +85,7 @@ def test_a_signal_to_a_command_that_has_just_been_forked_ends_it(
 
     with monkeypatch.context() as patched:
         patched.setattr(getattr(process, module), call, wait)
-        started = Process(link, command(None), Inside(-1, -1, b""), on_started=ignore, on_exit=ignore)
+        started = Process(link, command(None), Inside(-1, -1, b"", ignore), on_started=ignore, on_exit=ignore)
     started.signal(signal.SIGINT)
     # It goes on only now, through as many calls as there are.
     os.write(go, bytes(1000))
@@ -103,5 +103,5 @@ def test_a_daemon_without_a_process_leaves_nothing(link: Link, monkeypatch: pyte
     before = open_files()
     monkeypatch.setattr(child.os, "fork", refuse)
     with pytest.raises(BlockingIOError):
-        child.start(link.loop, command(None), (1, 2), Inside(-1, -1, b""), on_started=never)
+        child.start(link.loop, command(None), (1, 2), Inside(-1, -1, b"", ignore), on_started=never)
     assert open_files() == before

@@ -1,63 +1,15 @@
-"""Which calls the filter of renames has ask, and what is read of a process that asks."""
+"""What is read of a process that asks before a rename, and who carries that out."""
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import struct
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from test_harden import answer
 
 from airlockd import renames
-
-ALLOW, ASK = 0x7FFF0000, 0x7FC00000
-X86_64, AARCH64 = 0xC000003E, 0xC00000B7
-
-
-@pytest.mark.parametrize(
-    ("machine", "architecture", "asking"),
-    [("x86_64", X86_64, {82, 264, 316}), ("aarch64", AARCH64, {38, 276})],
-)
-def test_renames_alone_ask(machine: str, architecture: int, asking: set[int]) -> None:
-    program = renames.program(machine)
-    for number in range(600):
-        assert answer(program, architecture, number) == (ASK if number in asking else ALLOW), number
-        # Numbers of another architecture mean something else.
-        assert answer(program, 0x40000003, number) == ALLOW
-        assert answer(program, architecture, number | 0x40000000) == ALLOW
-
-
-@given(st.binary(max_size=9000).map(lambda data: data.replace(b"\0", b"")), st.integers(0, 5000))
-def test_a_path_is_read_across_pages(path: bytes, offset: int) -> None:
-    memory = ctypes.create_string_buffer(b"x" * offset + path + b"\0rest")
-    fd = os.open("/proc/self/mem", os.O_RDONLY)
-    try:
-        if len(path) < 4096:
-            assert renames._string(fd, ctypes.addressof(memory) + offset) == path
-        else:
-            found = b""
-            try:
-                found = renames._string(fd, ctypes.addressof(memory) + offset)
-            except OSError:
-                pass
-            # Too long for the kernel, too; which of both says so does not matter.
-            assert found in (b"", path)
-    finally:
-        os.close(fd)
-
-
-@pytest.mark.parametrize("address", [0, 1, (1 << 63) - 1, 1 << 63, (1 << 64) - 1])
-def test_a_wild_address_is_an_error_and_no_more(address: int) -> None:
-    fd = os.open("/proc/self/mem", os.O_RDONLY)
-    try:
-        with pytest.raises((OSError, OverflowError)):
-            renames._string(fd, address)
-    finally:
-        os.close(fd)
+from airlockd.asks import Question
 
 
 def test_rights_are_those_by_which_files_are_judged() -> None:
@@ -78,7 +30,9 @@ def test_an_odd_word_of_the_helper_is_an_error_of_that_rename(word: bytes) -> No
     os.write(there_ready, word)
     asker = renames.Renames.__new__(renames.Renames)
     asker._loop, asker._places = _Loop(), {}  # type: ignore[assignment]
-    job = renames._Job(renames._Asked(-1, 0, 0, ("", ""), (b"", b"")), 0, -1, ready, go)
+    job = renames._Job(
+        renames._Asked(Question(-1, 0, 0, "rename", ()), ("", ""), (b"", b"")), 0, -1, ready, go
+    )
     asker._overwrite(job)
     assert (job.problem, job.go, os.read(there_go, 1)) == (errno.EIO, -1, b"")
     for fd in (ready, there_ready, there_go):

@@ -1,0 +1,149 @@
+"""inotify in what is shared by 9p, where Linux by itself tells of nothing below the share's own directory."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+from sandboxes import running, write_config
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from conftest import Airlock
+
+pytestmark = pytest.mark.usefixtures("base_image")
+
+WATCH = r"""
+use strict;
+$| = 1;
+chomp(my $machine = `uname -m`);
+my ($init, $add) = @{{x86_64 => [294, 254], aarch64 => [26, 27]}->{$machine}};
+my $fd = syscall($init, 0);
+my %watched;
+for my $path (@ARGV) {
+    my $copy = $path;
+    # IN_MODIFY, IN_MOVED_FROM, IN_MOVED_TO, IN_CREATE, IN_DELETE
+    my $number = syscall($add, $fd, $copy, 0x2 | 0x40 | 0x80 | 0x100 | 0x200);
+    die "$path: $!\n" if $number < 0;
+    $watched{$number} = $path;
+}
+print "watching\n";
+$SIG{PIPE} = "IGNORE";
+open(my $events, "<&=", $fd) or die;
+my %seen;
+while (sysread($events, my $data, 65536)) {
+    while (length $data) {
+        my ($number, $mask, undef, $length) = unpack("iIII", $data);
+        my $name = unpack("Z*", substr($data, 16, $length));
+        substr($data, 0, 16 + $length) = "";
+        exit if $name eq "end";
+        printf "%s %s %x\n", $watched{$number}, $name || "-", $mask unless $seen{$number, $name, $mask}++;
+    }
+}
+"""
+"""Tells once of each kind of event at each of its arguments, until something is called `end`."""
+
+FUNCTIONS = """
+watch() {
+    mkfifo /run/lock/$$
+    perl "$PROJECT/watch.pl" "$@" >/run/lock/$$ &
+    exec 3</run/lock/$$
+    read -r line <&3
+    test "$line" = watching
+}
+"""
+
+
+@pytest.fixture
+def watched(project: Path) -> Path:
+    (project / "watch.pl").write_text(WATCH)
+    (project / "functions").write_text(FUNCTIONS)
+    for name in ("deep", "again"):
+        (project / "src" / name).mkdir(parents=True)
+    (project / "src/file").write_text("one\n")
+    for path in (project, *project.glob("**/*")):
+        path.chmod(0o777)
+    (project / "link").symlink_to("src")
+    return project
+
+
+def told(airlock: Airlock, project: Path, script: str) -> list[str]:
+    script = f"export PROJECT=$PWD; . ./functions; {script}"
+    done = airlock("-q", "start", "--", "sh", "-ec", script, cwd=project)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode().splitlines()
+
+
+@pytest.mark.parametrize("settings", ["", 'user = "games"', "harden = false"])
+def test_changes_of_the_sandbox_are_told(airlock: Airlock, watched: Path, settings: str) -> None:
+    write_config(watched, settings)
+    script = """
+        watch . src src/file "$PWD/src/deep" link/again /run/lock
+        echo two >>src/file
+        echo new >src/new
+        mv src/new src/deep/moved
+        rm src/deep/moved
+        mkdir src/deep/below
+        touch src/again/here
+        touch end
+        cat <&3
+    """
+    deep = watched / "src/deep"
+    assert told(airlock, watched, script) == [
+        *("src file 2", "src/file - 2"),
+        *("src new 100", "src new 2", "src new 40", f"{deep} moved 80", f"{deep} moved 200"),
+        f"{deep} below 40000100",
+        "link/again here 100",
+    ]
+
+
+def test_it_is_watched_in_another_namespace_too(airlock: Airlock, watched: Path) -> None:
+    """As in a container: at another place, and only a part of it."""
+    write_config(watched, "harden = false")
+    (watched / "inner").write_text(
+        """
+        mkdir /mnt/root
+        mount --rbind / /mnt/root
+        mount --bind src "/mnt/root/mnt"
+        exec chroot /mnt/root sh -ec '
+            cd /mnt
+            . $PROJECT/functions
+            watch . file /mnt/again
+            echo two >>file
+            touch again/here end
+            cat <&3
+        '
+        """
+    )
+    assert told(airlock, watched, "unshare -m sh -e inner") == [
+        *(". file 2", "file - 2", "/mnt/again here 100"),
+    ]
+
+
+def test_what_the_host_removed_can_be_made_again(watched: Path) -> None:
+    with running(watched) as sandbox:
+        watch = f"export PROJECT={watched}; . ./functions; watch src src/file src/deep"
+        sandbox.sh(watch)
+        shutil.rmtree(watched / "src/deep")
+        (watched / "src/file").unlink()
+        # What is watched is found for a moment after it is gone: until airlockd looks.
+        again = "until mkdir src/deep; do sleep 0.1; done; until echo new >src/file; do sleep 0.1; done"
+        sandbox.sh(f"timeout 30 sh -c '{again}' 2>/dev/null")
+        assert (watched / "src/file").read_text() == "new\n"
+        changes = "touch src/deep/here; echo >>src/file; touch src/end; cat <&3"
+        assert sandbox.sh(f"{watch}; {changes}").splitlines() == [
+            *("src/deep here 100", "src file 2", "src/file - 2"),
+        ]
+
+
+def test_who_watches_no_more_leaves_nothing(watched: Path) -> None:
+    write_config(watched, "harden = false")
+    with running(watched) as sandbox:
+        count = "ls /proc/1/fd | wc -l"
+        before = sandbox.sh(count).strip()
+        watch = f"export PROJECT={watched}; . ./functions; watch src src/file src/deep"
+        assert int(sandbox.sh(f"{watch}; {count}")) >= int(before) + 5
+        # It hears of their end as soon as it comes to that.
+        sandbox.sh(f"pkill perl; timeout 30 sh -c 'until test $({count}) = {before}; do sleep 0.1; done'")
