@@ -45,6 +45,7 @@ from airlockd.protocol.loop import Loop
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from airlock_runner.changes import Changes
     from airlock_runner.control import Control
     from airlock_runner.files import Files
     from airlock_runner.mounts import Mounts
@@ -77,6 +78,7 @@ class Session:
         self._server: Server | None = None
         self._stopping = self._configuring = self._begun = False
         self._files: Files | None = None
+        self._changes: Changes | None = None
         self._result: int | AirlockError | None = None
         self._ending = False
         self._insisted = 0
@@ -128,8 +130,9 @@ class Session:
         if self._trouble is not None:
             self._trouble.close()
         self._network.close()
-        if self._files is not None:
-            self._files.close()
+        for each in (self._files, self._changes):
+            if each is not None:
+                each.close()
         self._starter.stop()
         self._signals.close()
         self._loop.close()
@@ -296,11 +299,20 @@ class Session:
         elif name == "file":
             if self._files is not None:
                 self._files.changed(header)
+        elif name == "watch":
+            self._watched(header)
         elif name == "oom":
             victim = one_line(str(header.get("text")), 100)
             memory = format_size(self._starter.spec.memory)
             self.note(0, f"the sandbox ran out of memory ({memory}) and its kernel killed process {victim}; "
                          "raise [vm] memory")  # fmt: skip
+
+    def _watched(self, header: Header) -> None:
+        if self._changes is None:
+            from airlock_runner.changes import Changes
+
+            self._changes = Changes(self._loop, self._control, self._mounts.shares)
+        self._changes.watch(header)
 
     def _on_signal(self, number: int) -> None:
         if number == signal.SIGWINCH or (self._command is not None and not self._ending):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from airlockd import boot, disk, harden, identity, linux
 from airlockd.layout import Place, PlaceError, arrange
 from airlockd.user import User, look_up, ordinary
+from airlockd.watches import Share
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -55,8 +56,8 @@ class Root:
         self.namespace = self.hardened = -1
         self.home = "/"
         self.files: list[FilePlace] = []
-        self.shares: dict[int, int] = {}
-        """The root directories of shares by 9p, by device."""
+        self.shares: dict[int, Share] = {}
+        """By device."""
         self.warnings: list[str] = []
         self._mounts: list[str] = []
         self._masks: set[int] = set()
@@ -190,9 +191,8 @@ class Root:
         if place.kind == "share":
             kind, options = ("virtiofs", "") if place.virtiofs else ("9p", _9P)
             self._mount(place.tag, place.target, kind, linux.MS_RDONLY if place.read_only else 0, options)
-            if not place.virtiofs:
-                fd = linux.open_in_root(self._directory, place.target, os.O_PATH)
-                self.shares[os.fstat(fd).st_dev] = fd
+            fd = linux.open_in_root(self._directory, place.target, os.O_PATH)
+            self.shares[os.fstat(fd).st_dev] = Share(place.tag, fd)
         elif place.kind == "cache":
             directory = f"{CACHE}/{place.directory}"
             if disk.directory(directory):

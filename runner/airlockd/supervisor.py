@@ -93,6 +93,7 @@ class Supervisor:
         self._daemons: daemons.Daemons | None = None
         self._world: _World | None = None
         self._files: files.Files | None = None
+        self._watches: Watches | None = None
         self._asks = Asks(self._loop)
         self._inside = Inside(-1, -1, harden.seccomp_program(linux.MACHINE), self._asks.ask)
         self._when_alone: Callable[[], None] | None = None
@@ -169,8 +170,8 @@ class Supervisor:
             from airlockd.renames import Renames
 
             self._asks.about(Renames(self._loop, in_shares, self._by_pid).handlers)
-        if self._root.shares:
-            self._asks.about(Watches(self._loop, self._root.shares).handlers)
+        self._watches = Watches(self._loop, self._root.shares, self._tell_watch)
+        self._asks.about(self._watches.handlers)
         helper = disk.empty(TRASH)
         if helper is not None:
             self._log("info", "emptying what an earlier image left on the disk")
@@ -270,6 +271,16 @@ class Supervisor:
         """Answers before the file's content comes on the stream."""
         assert self._files is not None
         self._files.get(header, lambda answer: self._link.mux.send({**answer, "id": header["id"]}))
+
+    def _tell_watch(self, tag: str, path: bytes, on: bool) -> None:
+        self._event("watch", share=tag, path=os.fsdecode(path), on=on)
+
+    def _call_changed(self, header: dict[str, Any], _payload: bytes) -> dict[str, Any]:
+        """The host changed something in a directory that it was told of."""
+        assert self._watches is not None
+        names = [os.fsencode(name) for name in header["names"]]
+        self._watches.changed(header["share"], os.fsencode(header["path"]), names)
+        return {}
 
     def _call_list(self, _header: dict[str, Any], _payload: bytes) -> dict[str, Any]:
         return {"daemons": self._daemons.list() if self._daemons is not None else []}

@@ -1,4 +1,4 @@
-"""Watches by inotify of what lies in a 9p share. The supervisor has this where there is one.
+"""Watches by inotify of what lies in a share. The supervisor has this where there is a share.
 
 Where 9p caches no metadata, Linux makes a new inode at each lookup (v9fs_vfs_lookup), and a watch stays with the inode
 that was found when it was asked for: it never hears of anything that is done by another lookup. What somebody holds
@@ -7,21 +7,28 @@ are about to watch is held here for as long as they live.
 
 What is held is not looked up anew. If the host removes it, a lookup finds a thing that is gone, and nothing new can be
 made in its place. So the directories in which held things lie are looked at in turn, and what is gone is let go.
+
+Of what the host changes inotify does not hear by itself, over virtiofs neither. The host watches the same directories
+and says what was changed in them; that gets its owner once more, the same, which is an event (IN_ATTRIB) and changes
+nothing but the time of that. What the sandbox changed itself is left out.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+import time
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
-from airlockd import linux
+from airlockd import linux, mountinfo
+from airlockd.protocol.inotify import CHANGES, IGNORED, Inotify
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from airlockd.asks import Question
+    from airlockd.mountinfo import Mount, Place
     from airlockd.protocol.loop import Loop, Timer
 
 _DONT_FOLLOW = 0x02000000  # linux/inotify.h
@@ -29,33 +36,32 @@ HELD = 8192
 """At most so many: the oldest go first. Each takes a descriptor here, and a fid of the share on the host."""
 LOOKS, EVERY = 32, 1.0
 """So many directories are looked at, every so many seconds."""
+OWN, OWN_SECONDS = 4096, 3.0
+"""Changes of the sandbox's own that are remembered, and for how long: until the host has told of them, too."""
 
-Key = tuple[int, bytes]
-"""The device of a share, and a path in it."""
 
+class Share(NamedTuple):
+    """A share's tag and its root directory."""
 
-class Mount(NamedTuple):
-    """A line of /proc/PID/mountinfo: what of a device, from `root` down, is at `target`."""
-
-    device: int
-    root: bytes
-    target: bytes
+    tag: str
+    fd: int
 
 
 class _Held:
     """Something that is watched, by these processes."""
 
-    def __init__(self, fd: int, mode: int) -> None:
-        self.fd, self.mode = fd, mode
-        self.owners: set[int] = set()
+    def __init__(self, fd: int, owners: set[int]) -> None:
+        self.fd, self.owners = fd, owners
+        self.mode = 0
 
 
 class _Directory:
-    """One that held things lie in, and when it was changed as of the last look."""
+    """One that is held, or held things lie in, and when it was changed as of the last look."""
 
-    def __init__(self, fd: int, changed: int) -> None:
-        self.fd, self.changed = fd, changed
-        self.entries: set[Key] = set()
+    def __init__(self, fd: int, changed: int, number: int) -> None:
+        self.fd, self.changed, self.number = fd, changed, number
+        self.entries: set[Place] = set()
+        """What is held of it, with itself."""
 
 
 class _Owner(NamedTuple):
@@ -63,26 +69,33 @@ class _Owner(NamedTuple):
 
     process: int
     fd: int
-    keys: set[Key]
+    places: set[Place]
 
 
 class Watches:
-    """All of a sandbox. `shares` are the roots of those by 9p, by device."""
+    """All of a sandbox. `shares` are by device. `tell` has the host watch a directory of a share, or no longer."""
 
-    def __init__(self, loop: Loop, shares: Mapping[int, int]) -> None:
-        self._loop, self._shares = loop, shares
-        self._held: dict[Key, _Held] = {}
-        self._directories: dict[Key, _Directory] = {}
+    def __init__(
+        self, loop: Loop, shares: Mapping[int, Share], tell: Callable[[str, bytes, bool], None]
+    ) -> None:
+        self._loop, self._shares, self._tell = loop, shares, tell
+        self._held: dict[Place, _Held] = {}
+        self._directories: dict[Place, _Directory] = {}
         self._owners: dict[int, _Owner] = {}
         self._mounts: dict[tuple[int, bytes], list[Mount]] = {}
         """By mount namespace and root directory, for a moment: watches come by the thousand."""
         self._timer: Timer | None = None
+        self._inotify: Inotify | None = None
+        self._by_number: dict[int, Place] = {}
+        self._own: dict[tuple[Place, bytes], float] = {}
         self.handlers = {"inotify_add_watch": self._prepare}
+
+    # ---- what is watched
 
     def _prepare(self, question: Question) -> bool:
         """Never answers: whether something can be watched is the kernel's to say."""
         (path,) = question.strings(1)
-        found = locate(self._mounts_of(question.process), _absolute(question.process, path))
+        found = mountinfo.locate(self._mounts_of(question.process), _absolute(question.process, path))
         if found is not None:
             owner = self._owner_of(_leader(question.process))
             # The number may be another's by now, and its end would be, too.
@@ -98,67 +111,95 @@ class Watches:
         return owner
 
     def _hold(self, owner: _Owner, device: int, path: bytes, *, follow: bool) -> None:
-        share = self._shares[device]
-        fd = linux.open_beneath(share, path, os.O_PATH | (0 if follow else os.O_NOFOLLOW))
+        share = self._shares[device].fd
+        fd = linux.open_beneath(share, path or b".", os.O_PATH | (0 if follow else os.O_NOFOLLOW))
+        # Where it really is, and not by what symlinks it was found.
+        place = device, _path(fd)[len(_path(share)) :].strip(b"/")
+        before = self._held.get(place)
+        held = _Held(fd, set() if before is None else before.owners)
         try:
-            # Where it really is, and not by what symlinks it was found.
-            key = device, _place(fd)[len(_place(share)) :].strip(b"/")
-            directory = self._directory_of(key)
+            if place[1]:
+                self._directory_of(_around(place)).entries.add(place)
+            # After the look at its directory, whose next one would not notice that it is gone.
+            held.mode = os.fstat(fd).st_mode
+            if stat.S_ISDIR(held.mode):
+                self._directory_of(place).entries.add(place)
         except OSError:
             os.close(fd)
+            if before is not None:
+                self._release(place)
+            else:
+                self._leave(place)
             raise
-        try:
-            # After the look at the directory, whose next one would not notice that it is gone.
-            held = _Held(fd, os.fstat(fd).st_mode)
-        except OSError:
-            os.close(fd)
-            self._let_go(key)
-            raise
-        before = self._held.pop(key, None)
         if before is not None:
             # What is there now may be something else.
-            held.owners |= before.owners
             os.close(before.fd)
-        self._held[key] = held
-        directory.entries.add(key)
+            del self._held[place]
+        self._held[place] = held
         held.owners.add(owner.process)
-        owner.keys.add(key)
+        owner.places.add(place)
         while len(self._held) > HELD:
             self._release(next(iter(self._held)))
         self._look_later()
 
-    def _directory_of(self, key: Key) -> _Directory:
-        parent = _parent(key)
-        directory = self._directories.get(parent)
+    def _directory_of(self, place: Place) -> _Directory:
+        """The directory at a place, watched from now on."""
+        directory = self._directories.get(place)
+        if directory is not None and not _path(directory.fd).endswith(b" (deleted)"):
+            return directory
+        device, path = place
+        share = self._shares[device]
+        fd = linux.open_beneath(share.fd, path or b".", os.O_PATH | os.O_DIRECTORY)
+        try:
+            if self._inotify is None:
+                self._inotify = Inotify(self._loop, self._on_change)
+            made = _Directory(fd, _changed(fd), self._inotify.add(fd, CHANGES))
+        except OSError:
+            os.close(fd)
+            raise
         if directory is None:
-            fd = linux.open_beneath(self._shares[key[0]], parent[1], os.O_PATH | os.O_DIRECTORY)
-            directory = self._directories[parent] = _Directory(fd, _changed(fd))
-        return directory
+            self._tell(share.tag, path, True)
+        else:
+            # The sandbox removed it and made another.
+            made.entries = directory.entries
+            self._by_number.pop(directory.number, None)
+            os.close(directory.fd)
+        self._directories[place] = made
+        self._by_number[made.number] = place
+        return made
 
-    def _release(self, key: Key) -> None:
-        held = self._held.pop(key)
+    def _release(self, place: Place) -> None:
+        held = self._held.pop(place)
         os.close(held.fd)
         for process in held.owners:
-            self._owners[process].keys.discard(key)
-        self._let_go(key)
+            self._owners[process].places.discard(place)
+        self._leave(place)
 
-    def _let_go(self, key: Key) -> None:
-        parent = _parent(key)
-        directory = self._directories[parent]
-        directory.entries.discard(key)
-        if not directory.entries:
-            os.close(directory.fd)
-            del self._directories[parent]
+    def _leave(self, place: Place) -> None:
+        for each in {_around(place), place}:
+            directory = self._directories.get(each)
+            if directory is not None:
+                directory.entries.discard(place)
+                if not directory.entries:
+                    self._let_go(each, directory)
+
+    def _let_go(self, place: Place, directory: _Directory) -> None:
+        assert self._inotify is not None
+        self._inotify.remove(directory.number)
+        self._by_number.pop(directory.number, None)
+        os.close(directory.fd)
+        del self._directories[place]
+        self._tell(self._shares[place[0]].tag, place[1], False)
 
     def _ended(self, owner: _Owner) -> None:
         self._loop.forget(owner.fd)
         os.close(owner.fd)
         del self._owners[owner.process]
-        for key in owner.keys:
-            held = self._held[key]
+        for place in owner.places:
+            held = self._held[place]
             held.owners.discard(owner.process)
             if not held.owners:
-                self._release(key)
+                self._release(place)
 
     # ---- what the host removes
 
@@ -169,10 +210,13 @@ class Watches:
     def _look(self) -> None:
         self._timer = None
         self._mounts.clear()
-        for key in list(islice(self._directories, LOOKS)):
-            directory = self._directories.pop(key)
+        for place in list(islice(self._directories, LOOKS)):
+            directory = self._directories.pop(place, None)
+            if directory is None:
+                # It went with what lay around it.
+                continue
             # At the end, so that each has its turn.
-            self._directories[key] = directory
+            self._directories[place] = directory
             changed = _changed(directory.fd)
             if changed == directory.changed:
                 continue
@@ -183,47 +227,65 @@ class Watches:
         if self._directories:
             self._look_later()
 
+    # ---- what the host changes
+
+    def changed(self, tag: str, path: bytes, names: Sequence[bytes]) -> None:
+        """The host says what was changed in a directory; an empty name is the directory itself."""
+        place = next(device for device, share in self._shares.items() if share.tag == tag), path
+        if place not in self._directories or self._inotify is None:
+            return
+        # The sandbox's own changes were here before the host can tell of them.
+        self._inotify.read()
+        touched = []
+        for name in names:
+            entry = place[0], path + b"/" + name if path else name
+            held = self._held.get(entry) if name else None
+            if held is not None and _gone(held):
+                self._release(entry)
+            directory = self._directories.get(place)
+            if directory is None:
+                break
+            if self._is_own(place, name):
+                continue
+            if name and _touch(directory.fd, name):
+                touched.append((place, name))
+            else:
+                # It is gone, which is a change of the directory.
+                _touch(directory.fd, b".")
+                touched.append((_around(place), path.rpartition(b"/")[2]))
+        # What was done here must not hide what the host does next.
+        self._inotify.read()
+        for each in touched:
+            self._own.pop(each, None)
+
+    def _on_change(self, number: int, mask: int, name: bytes) -> None:
+        place = self._by_number.get(number)
+        if place is None:
+            return
+        if mask & IGNORED:
+            del self._by_number[number]
+        elif name:
+            if len(self._own) >= OWN:
+                self._own.clear()
+            self._own[place, name] = time.monotonic()
+
+    def _is_own(self, place: Place, name: bytes) -> bool:
+        """Whether it was the sandbox that changed this; the next time it may be the host."""
+        when = self._own.pop((place, name), None)
+        return when is not None and time.monotonic() - when < OWN_SECONDS
+
     def _mounts_of(self, process: int) -> list[Mount]:
         about = f"/proc/{process}"
         key = (os.stat(f"{about}/ns/mnt").st_ino, os.readlink(os.fsencode(f"{about}/root")))
         if key not in self._mounts:
-            table = linux.read_file(f"{about}/mountinfo", 1 << 22)
-            self._mounts[key] = parse_mounts(table, self._shares)
+            self._mounts[key] = mountinfo.parse(linux.read_file(f"{about}/mountinfo", 1 << 22), self._shares)
             self._look_later()
         return self._mounts[key]
 
 
-def parse_mounts(table: bytes, devices: Mapping[int, int]) -> list[Mount]:
-    """Those of /proc/PID/mountinfo that are of these devices, in its order: the later are above the earlier."""
-    found = []
-    # What comes after the last end of a line was cut off.
-    for line in table.split(b"\n")[:-1]:
-        fields = line.split(b" ", 5)
-        major, _, minor = fields[2].partition(b":")
-        device = os.makedev(int(major), int(minor))
-        if device in devices:
-            found.append(Mount(device, _unescape(fields[3]), _unescape(fields[4])))
-    return found
-
-
-def _unescape(field: bytes) -> bytes:
-    """Of blanks, line ends and backslashes there are octal numbers."""
-    first, *rest = field.split(b"\\")
-    return first + b"".join(bytes([int(part[:3], 8)]) + part[3:] for part in rest)
-
-
-def locate(mounts: list[Mount], path: bytes) -> Key | None:
-    """Where an absolute path is in a share; None where it is in none, or is the share itself, which Linux holds."""
-    best: Mount | None = None
-    for mount in mounts:
-        below = mount.target.rstrip(b"/") + b"/"
-        if (path + b"/").startswith(below) and (best is None or len(mount.target) >= len(best.target)):
-            best = mount
-    if best is None:
-        return None
-    rest = path[len(best.target.rstrip(b"/")) :]
-    inside = (best.root.rstrip(b"/") + rest).strip(b"/")
-    return (best.device, inside) if inside else None
+def _around(place: Place) -> Place:
+    """The directory that it lies in."""
+    return place[0], place[1].rpartition(b"/")[0]
 
 
 def _absolute(process: int, path: bytes) -> bytes:
@@ -242,12 +304,8 @@ def _leader(thread: int) -> int:
     return int(status.partition(b"\nTgid:")[2].split(None, 1)[0])
 
 
-def _place(fd: int) -> bytes:
+def _path(fd: int) -> bytes:
     return os.readlink(b"/proc/self/fd/%d" % fd)
-
-
-def _parent(key: Key) -> Key:
-    return key[0], key[1].rpartition(b"/")[0] or b"."
 
 
 def _changed(fd: int) -> int:
@@ -268,3 +326,19 @@ def _gone(held: _Held) -> bool:
         return True
     # The permissions are those of what is there now, and those of a directory let it be entered.
     return stat.S_ISREG(held.mode) and bool(mode & ~held.mode & stat.S_IXUSR)
+
+
+def _touch(directory: int, name: bytes) -> bool:
+    """Have who watches it hear of something; whether it is there. Its owner is set to what it is."""
+    try:
+        fd = linux.open_beneath(directory, name, os.O_PATH | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        os.chown(f"/proc/self/fd/{fd}", os.fstat(fd).st_uid, -1)
+    except OSError:
+        # It is another's, or just gone: nobody hears.
+        pass
+    finally:
+        os.close(fd)
+    return True

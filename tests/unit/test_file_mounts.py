@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,7 +133,7 @@ def pair(tmp_path: Path) -> Any:
 def any_pair(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """With what the kernel tells, and without."""
     if request.param == "looking":
-        monkeypatch.setattr(watch.sys, "platform", "another")
+        monkeypatch.setattr(sys, "platform", "another")
         monkeypatch.setattr(watch, "LOOK_SECONDS", 0.001)
     made = Pair(tmp_path)
     yield made

@@ -1,0 +1,325 @@
+"""What airlockd holds for who watches files in a share: as long as that lives, and until it is gone from the host."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from manual_loop import ManualLoop
+
+from airlockd import watches
+from airlockd.asks import Question
+from airlockd.mountinfo import Mount
+from airlockd.protocol.inotify import ATTRIB, CHANGES, Inotify
+from airlockd.watches import Share, Watches
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+DONT_FOLLOW = 0x02000000
+
+
+class _Question(Question):
+    """Of this test's own memory there is nothing to read."""
+
+    path = b""
+
+    def strings(self, *_arguments: int) -> list[bytes]:
+        return [self.path]
+
+    def require(self) -> None:
+        pass
+
+
+class _World:
+    """Watches of one share."""
+
+    def __init__(self, share: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.share = share
+        device = share.stat().st_dev
+        self.loop = ManualLoop()
+        self.told: list[tuple[str, bool]] = []
+        shares = {device: Share("project", os.open(share, os.O_PATH))}
+        self.watches = Watches(self.loop, shares, self.tell)  # type: ignore[arg-type]
+        mounts = [Mount(device, b"/", os.fsencode(share))]
+        monkeypatch.setattr(self.watches, "_mounts_of", lambda _process: mounts)
+
+    def tell(self, tag: str, path: bytes, on: bool) -> None:
+        assert tag == "project"
+        self.told.append((path.decode(), on))
+
+    def changed(self, path: str, *names: str) -> None:
+        """The host says so."""
+        self.watches.changed("project", path.encode(), [name.encode() for name in names])
+
+    def ask(self, path: str, *, process: int | None = None, mask: int = 0) -> None:
+        question = _Question(-1, 1, process or os.getpid(), "inotify_add_watch", (3, 0, mask))
+        question.path = os.fsencode(self.share / path)
+        assert self.watches.handlers["inotify_add_watch"](question) is False
+
+    @property
+    def held(self) -> set[str]:
+        """By where the descriptors lead."""
+        paths = {os.readlink(f"/proc/self/fd/{held.fd}") for held in self.watches._held.values()}
+        return {os.path.relpath(path, self.share) for path in paths}
+
+    def release_all(self) -> None:
+        for owner in list(self.watches._owners.values()):
+            self.watches._ended(owner)
+        assert not self.watches._directories
+        assert not self.watches._by_number
+        # The host watches no more than is watched here.
+        assert sorted(path for path, on in self.told if on) == sorted(
+            path for path, on in self.told if not on
+        )
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[_World]:
+    before = set(os.listdir("/proc/self/fd"))
+    (tmp_path / "src/deep").mkdir(parents=True)
+    (tmp_path / "src/file").touch()
+    (tmp_path / "link").symlink_to("src")
+    (tmp_path / "out").symlink_to("/etc")
+    world = _World(tmp_path, monkeypatch)
+    yield world
+    world.release_all()
+    (share,) = world.watches._shares.values()
+    os.close(share.fd)
+    if world.watches._inotify is not None:
+        world.watches._inotify.close()
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+class _AsQemu:
+    """Its `os`: what is open in a share is asked for by its path, each time, and what is gone is gone there, too."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def fstat(self, fd: int) -> os.stat_result:
+        return os.stat(self._path_of(fd), follow_symlinks=False)
+
+    def open(self, path: str, flags: int) -> int:
+        directory, _, name = path.rpartition("/")
+        return os.open(self._path_of(int(name)) if directory == "/proc/self/fd" else path, flags)
+
+    def _path_of(self, fd: int) -> str:
+        return os.readlink(f"/proc/self/fd/{fd}").removesuffix(" (deleted)")
+
+
+@pytest.fixture(autouse=True)
+def as_qemu_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watches, "os", _AsQemu())
+
+
+def test_what_is_watched_is_held(world: _World) -> None:
+    for path in ("src", "src/file", "src/file", "src/deep", "link/deep", "link"):
+        world.ask(path)
+    assert world.held == {"src", "src/file", "src/deep"}
+    world.ask("link", mask=DONT_FOLLOW)
+    assert world.held == {"src", "src/file", "src/deep", "link"}
+
+
+@pytest.mark.parametrize("path", ["missing", "src/file/x", "out/hosts", "out", "../outside"])
+def test_what_is_not_in_the_share_is_not_held(world: _World, path: str) -> None:
+    (world.share.parent / "outside").touch()
+    try:
+        world.ask(path)
+    except OSError:
+        # Asks has the kernel go on.
+        pass
+    assert world.held == set()
+
+
+def test_it_is_let_go_with_the_last_who_watches_it(world: _World) -> None:
+    watchers = [subprocess.Popen(["cat"], stdin=subprocess.PIPE) for _ in range(2)]
+    for watcher in watchers:
+        world.ask("src/file", process=watcher.pid)
+    world.ask("src", process=watchers[0].pid)
+    for watcher, left in zip(watchers, ({"src/file"}, set()), strict=True):
+        watcher.communicate()
+        ended = world.watches._owners[watcher.pid]
+        world.loop.readable[ended.fd]()
+        assert world.held == left
+    assert list(world.loop.readable) == [world.watches._inotify._fd]  # type: ignore[union-attr]
+
+
+def test_what_is_gone_is_let_go(world: _World) -> None:
+    for path in ("src/file", "src/deep", "src"):
+        world.ask(path)
+    world.loop.time_passes()
+    assert world.held == {"src/file", "src/deep", "src"}
+    (world.share / "src/file").unlink()
+    world.loop.time_passes()
+    assert world.held == {"src/deep", "src"}
+    shutil.rmtree(world.share / "src")
+    world.loop.time_passes()
+    assert world.held == set()
+    # Nobody looks where nothing is held.
+    world.loop.time_passes()
+    assert not world.loop.due
+
+
+def test_a_directory_that_became_a_file_is_let_go(world: _World) -> None:
+    world.ask("src/deep")
+    (world.share / "src/deep").rmdir()
+    (world.share / "src/deep").touch()
+    world.loop.time_passes()
+    assert world.held == set()
+
+
+def test_nothing_is_looked_at_where_nothing_was_changed(
+    world: _World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.ask("src/file")
+
+    def never(_held: object) -> bool:
+        raise AssertionError
+
+    monkeypatch.setattr(watches, "_gone", never)
+    world.loop.time_passes()
+    assert world.held == {"src/file"}
+
+
+def test_each_directory_has_its_turn(world: _World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watches, "LOOKS", 2)
+    for name in "abcde":
+        (world.share / name / "inner").mkdir(parents=True)
+        world.ask(f"{name}/inner")
+    for name in "abcde":
+        (world.share / name / "inner").rmdir()
+    left = []
+    for _ in range(5):
+        world.loop.time_passes()
+        left.append(len(world.held))
+    # In each round one of these and the directory that it lies in.
+    assert left == [4, 3, 2, 1, 0]
+
+
+def test_the_oldest_go_where_there_are_too_many(world: _World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watches, "HELD", 2)
+    for path in ("src", "src/file", "src", "src/deep"):
+        world.ask(path)
+    assert world.held == {"src", "src/deep"}
+
+
+def test_the_host_is_told_of_directories(world: _World) -> None:
+    world.ask("src/file")
+    assert world.told == [("src", True)]
+    world.ask("src/deep")
+    world.ask("src")
+    world.ask("")
+    assert world.told == [("src", True), ("src/deep", True), ("", True)]
+
+
+class _Program:
+    """What a program of the sandbox hears that watches these."""
+
+    def __init__(self, world: _World, *paths: str) -> None:
+        self.world = world
+        self.heard: list[tuple[str, str]] = []
+        self.inotify = Inotify(ManualLoop(), self.hear)  # type: ignore[arg-type]
+        self.paths = {}
+        for path in paths:
+            world.ask(path)
+            fd = os.open(world.share / path, os.O_PATH)
+            self.paths[self.inotify.add(fd, CHANGES)] = path
+            os.close(fd)
+
+    def hear(self, number: int, mask: int, name: bytes) -> None:
+        if mask & ATTRIB:
+            self.heard.append((self.paths[number], name.decode()))
+
+    def hears(self, path: str, *names: str) -> list[tuple[str, str]]:
+        """When the host says that these names were changed there."""
+        self.inotify.read()
+        self.heard.clear()
+        self.world.changed(path, *names)
+        self.inotify.read()
+        return list(self.heard)
+
+    def forget_own(self) -> None:
+        """What was changed until now was changed by the host, which is one with the sandbox here."""
+        assert self.world.watches._inotify is not None
+        self.world.watches._inotify.read()
+        self.world.watches._own.clear()
+
+
+@pytest.fixture
+def program(world: _World) -> Iterator[_Program]:
+    program = _Program(world, "src", "src/file")
+    yield program
+    program.inotify.close()
+
+
+def test_what_the_host_changed_is_told(program: _Program) -> None:
+    for _ in range(2):
+        # What was done to tell it is no change of the sandbox's own.
+        assert program.hears("src", "file") == [("src", "file"), ("src/file", "")]
+    (program.world.share / "src/new").touch()
+    program.forget_own()
+    assert program.hears("src", "new") == [("src", "new")]
+    assert program.hears("src", "deep") == [("src", "deep")]
+    assert program.hears("src", "") == [("src", "")]
+
+
+def test_what_the_sandbox_changed_is_not_told_once_more(program: _Program) -> None:
+    file = program.world.share / "src/file"
+    file.write_text("own")
+    assert program.hears("src", "file") == []
+    # Then it is the host's.
+    assert program.hears("src", "file") == [("src", "file"), ("src/file", "")]
+    file.unlink()
+    assert program.hears("src", "file") == []
+    assert program.world.held == {"src"}
+
+
+def test_what_was_changed_long_ago_is_not_remembered(
+    program: _Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (program.world.share / "src/file").write_text("own")
+    program.world.watches._inotify.read()  # type: ignore[union-attr]
+    monkeypatch.setattr(watches, "OWN_SECONDS", -1.0)
+    assert program.hears("src", "file") == [("src", "file"), ("src/file", "")]
+
+
+def test_what_the_host_removed_is_let_go_at_once(program: _Program) -> None:
+    (program.world.share / "src/file").unlink()
+    program.forget_own()
+    # A change of the directory.
+    assert ("src", "") in program.hears("src", "file")
+    assert program.world.held == {"src"}
+
+
+def test_what_is_not_watched_is_left_alone(program: _Program) -> None:
+    assert program.hears("src/deep", "x") == []
+    assert program.hears("missing", "x") == []
+
+
+def test_a_symlink_is_touched_itself(program: _Program) -> None:
+    """Where it leads is none of the share's."""
+    outside = program.world.share.parent / "outside"
+    outside.touch()
+    (program.world.share / "src/out").symlink_to(outside)
+    before = outside.stat().st_ctime_ns
+    program.forget_own()
+    assert program.hears("src", "out") == [("src", "out")]
+    assert outside.stat().st_ctime_ns == before
+
+
+def test_a_directory_that_was_made_anew_is_watched_anew(program: _Program) -> None:
+    shutil.rmtree(program.world.share / "src")
+    (program.world.share / "src").mkdir()
+    (program.world.share / "src/file").touch()
+    program.world.ask("src")
+    program.world.ask("src/file")
+    (program.world.share / "src/file").write_text("own")
+    again = _Program(program.world, "src")
+    assert again.hears("src", "file") == []
+    assert again.hears("src", "file") == [("src", "file")]
+    again.inotify.close()
