@@ -160,8 +160,8 @@ class Watches:
         if directory is None:
             self._tell(share.tag, path, True)
         else:
-            # The sandbox removed it and made another.
-            made.entries = directory.entries
+            # The sandbox removed it and made another, in which these may be missing.
+            made.entries, made.changed = directory.entries, directory.changed
             self._by_number.pop(directory.number, None)
             os.close(directory.fd)
         self._directories[place] = made

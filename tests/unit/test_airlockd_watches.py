@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,7 +19,6 @@ from airlockd.watches import Share, Watches
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 DONT_FOLLOW = 0x02000000
 
@@ -72,6 +72,9 @@ class _World:
             self.watches._ended(owner)
         assert not self.watches._directories
         assert not self.watches._by_number
+        if self.watches._inotify is not None:
+            # Nor does the kernel.
+            assert "inotify wd" not in Path(f"/proc/self/fdinfo/{self.watches._inotify._fd}").read_text()
         # The host watches no more than is watched here.
         assert sorted(path for path, on in self.told if on) == sorted(
             path for path, on in self.told if not on
@@ -136,12 +139,13 @@ def test_what_is_not_in_the_share_is_not_held(world: _World, path: str) -> None:
     assert world.held == set()
 
 
-def test_it_is_let_go_with_the_last_who_watches_it(world: _World) -> None:
+@pytest.mark.parametrize("first", [0, 1])
+def test_it_is_let_go_with_the_last_who_watches_it(world: _World, first: int) -> None:
     watchers = [subprocess.Popen(["cat"], stdin=subprocess.PIPE) for _ in range(2)]
     for watcher in watchers:
         world.ask("src/file", process=watcher.pid)
-    world.ask("src", process=watchers[0].pid)
-    for watcher, left in zip(watchers, ({"src/file"}, set()), strict=True):
+    world.ask("src", process=watchers[first].pid)
+    for watcher, left in zip((watchers[first], watchers[1 - first]), ({"src/file"}, set()), strict=True):
         watcher.communicate()
         ended = world.watches._owners[watcher.pid]
         world.loop.readable[ended.fd]()
@@ -173,6 +177,63 @@ def test_a_directory_that_became_a_file_is_let_go(world: _World) -> None:
     assert world.held == set()
 
 
+def test_a_file_that_became_a_directory_is_let_go(world: _World) -> None:
+    world.ask("src/file")
+    (world.share / "src/file").unlink()
+    (world.share / "src/file").mkdir()
+    world.loop.time_passes()
+    assert world.held == set()
+
+
+def test_who_is_gone_when_it_is_his_turn_holds_nothing(
+    world: _World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """His number may be another's, who does not watch this."""
+
+    def gone(_question: object) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(_Question, "require", gone)
+    with pytest.raises(FileNotFoundError):
+        world.ask("src/file")
+    assert world.held == set()
+
+
+def test_what_is_gone_while_it_is_asked_for_again_is_let_go(
+    world: _World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.ask("src/file")
+
+    def gone(_place: object) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(world.watches, "_directory_of", gone)
+    with pytest.raises(FileNotFoundError):
+        world.ask("src/file")
+    assert world.held == set()
+
+
+def test_a_change_is_looked_at_once(world: _World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.ask("src/file")
+    (world.share / "src/other").touch()
+    looked: list[object] = []
+    monkeypatch.setattr(watches, "_gone", looked.append)
+    world.loop.time_passes()
+    world.loop.time_passes()
+    assert len(looked) == 1
+
+
+def test_paths_are_seen_from_where_a_process_is() -> None:
+    here = os.fsencode(os.getcwd())
+    for path, absolute in [
+        (b"/a/./b/../c", b"/a/c"),
+        (b"//a", b"/a"),
+        (b"x/../y", here + b"/y"),
+        (b".", here),
+    ]:
+        assert watches._absolute(os.getpid(), path) == absolute
+
+
 def test_nothing_is_looked_at_where_nothing_was_changed(
     world: _World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,14 +252,14 @@ def test_each_directory_has_its_turn(world: _World, monkeypatch: pytest.MonkeyPa
     for name in "abcde":
         (world.share / name / "inner").mkdir(parents=True)
         world.ask(f"{name}/inner")
-    for name in "abcde":
+    for name in "cde":
         (world.share / name / "inner").rmdir()
     left = []
     for _ in range(5):
         world.loop.time_passes()
         left.append(len(world.held))
     # In each round one of these and the directory that it lies in.
-    assert left == [4, 3, 2, 1, 0]
+    assert left == [5, 5, 4, 3, 2]
 
 
 def test_the_oldest_go_where_there_are_too_many(world: _World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,6 +357,22 @@ def test_what_the_host_removed_is_let_go_at_once(program: _Program) -> None:
     assert program.world.held == {"src"}
 
 
+def test_a_directory_that_was_told_is_told_again(program: _Program) -> None:
+    program.world.ask("")
+    assert program.hears("src", "missing") == [("src", "")]
+    assert program.hears("", "src") == [("src", "")]
+
+
+def test_no_more_of_the_sandboxs_own_changes_are_remembered_than_that(
+    program: _Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watches, "OWN", 3)
+    for number in range(10):
+        (program.world.share / f"src/{number}").touch()
+    program.world.watches._inotify.read()  # type: ignore[union-attr]
+    assert 0 < len(program.world.watches._own) <= 3
+
+
 def test_what_is_not_watched_is_left_alone(program: _Program) -> None:
     assert program.hears("src/deep", "x") == []
     assert program.hears("missing", "x") == []
@@ -323,3 +400,17 @@ def test_a_directory_that_was_made_anew_is_watched_anew(program: _Program) -> No
     assert again.hears("src", "file") == []
     assert again.hears("src", "file") == [("src", "file")]
     again.inotify.close()
+
+
+def test_what_was_in_a_directory_that_was_made_anew_is_let_go(program: _Program) -> None:
+    (program.world.share / "src/other").touch()
+    program.world.ask("src/other")
+    shutil.rmtree(program.world.share / "src")
+    (program.world.share / "src").mkdir()
+    (program.world.share / "src/file").touch()
+    program.world.ask("src/file")
+    program.world.loop.time_passes()
+    assert program.world.held == {"src/file", "src (deleted)"}
+    # By its place, where there is a directory again: who wants to hear of that asks anew.
+    program.world.ask("src")
+    assert program.world.held == {"src/file", "src"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,7 +16,6 @@ from airlock_runner.machine.argv import Share
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
 
 
 class _Control:
@@ -154,11 +154,30 @@ def test_no_more_than_so_many_are_watched(world: _World, monkeypatch: pytest.Mon
 
 def test_what_is_watched_no_more_is_not_told(world: _World) -> None:
     world.watch("src")
-    world.watch("src", on=False)
-    world.watch("src", on=False)
+    assert world.changes._inotify is not None
     (world.root / "src/a").touch()
+    world.changes._inotify.read()
+    world.watch("src", on=False)
+    world.watch("src", on=False)
+    (world.root / "src/b").touch()
     assert world.told() == []
     assert world.changes._places == {}
+    assert "inotify wd" not in Path(f"/proc/self/fdinfo/{world.changes._inotify._fd}").read_text()
+
+
+def test_a_path_that_is_too_long_is_none(world: _World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changes, "PATH", 5)
+    world.watch("src/deep")
+    assert world.changes._numbers == {}
+
+
+def test_no_more_times_are_remembered_than_that(world: _World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changes, "TIMES", 3)
+    world.watch("src")
+    for number in range(10):
+        (world.root / f"src/{number}").touch()
+        assert world.told() == [("project", "src", [str(number)])]
+    assert 0 < len(world.changes._times) <= 3
 
 
 def test_a_directory_may_be_in_two_shares(world: _World) -> None:
