@@ -6,11 +6,11 @@ A process has one filter that asks, because the kernel allows no second one.
 
 from __future__ import annotations
 
-import _socket  # `socket` on top of it takes a tenth of a second of boot under TCG
 import errno
 import fcntl
 import os
 import select
+import socket
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -75,7 +75,7 @@ class Asks:
         self._handlers: dict[str, Callable[[Question], bool]] = {}
         self._program = b""
         self._names = {number: name for name, number in _CALLS[linux.MACHINE][1].items()}
-        self._here, self._there = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+        self._here, self._there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         loop.on_readable(self._here.fileno(), self._take)
 
     def about(self, handlers: Mapping[str, Callable[[Question], bool]]) -> None:
@@ -95,11 +95,11 @@ class Asks:
         except OSError:
             return
         rights = struct.pack("=i", listener)
-        self._there.sendmsg([b"\0"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
+        self._there.sendmsg([b"\0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
         os.close(listener)
 
     def _take(self) -> None:
-        _, messages, _, _ = self._here.recvmsg(1, _socket.CMSG_SPACE(4), _socket.MSG_CMSG_CLOEXEC)
+        _, messages, _, _ = self._here.recvmsg(1, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
         for _, _, rights in messages:
             (fd,) = struct.unpack("=i", rights)
             self._loop.on_readable(fd, lambda fd=fd: self._serve(fd))  # type: ignore[misc]

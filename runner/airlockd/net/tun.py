@@ -35,6 +35,7 @@ _TUNSETIFF, _TUNSETOFFLOAD = 0x400454CA, 0x400454D0
 _CHECKSUMS, _TSO4, _TSO6, _TSO_ECN = 1, 2, 4, 8
 _SIOCSIFFLAGS, _SIOCSIFADDR, _SIOCSIFNETMASK, _SIOCSIFMTU = 0x8914, 0x8916, 0x891C, 0x8922
 _RTM_NEWLINK, _RTM_NEWROUTE, _REQUEST, _CREATE = 16, 24, 0x1 | 0x4, 0x400  # NLM_F_REQUEST and ACK
+_IPV6_ADDRESSES, _RTM_NEWADDR, _ADDRESS_SECONDS = 0x100, 20, 1.0
 _IFLA_TXQLEN, _RTA_OIF, _RTA_GATEWAY = 13, 4, 5
 _TABLE_MAIN, _PROTOCOL_BOOT, _UNICAST = 254, 3, 1
 
@@ -49,7 +50,11 @@ def create() -> int:
     fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", name, _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR))
     fcntl.ioctl(fd, _TUNSETOFFLOAD, _CHECKSUMS | _TSO4 | _TSO6 | _TSO_ECN)
     six = _no_questions()
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as handle:
+    with (
+        socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as addresses,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as handle,
+    ):
+        addresses.bind((0, _IPV6_ADDRESSES))
         for request, value in (
             (_SIOCSIFADDR, struct.pack("=H2x4s8x", socket.AF_INET, DEVICE)),
             (_SIOCSIFNETMASK, struct.pack("=H2x4s8x", socket.AF_INET, bytes((255, 255, 255, 0)))),
@@ -58,6 +63,8 @@ def create() -> int:
         ):
             fcntl.ioctl(handle, request, struct.pack("16s16s8x", name, value))
         index = socket.if_nametoindex(NAME)
+        if six:
+            _wait_for_address(addresses, index)
     link = struct.pack("=BxHiII", socket.AF_UNSPEC, 0, index, 0, 0) + struct.pack(
         "=HHI", 8, _IFLA_TXQLEN, QUEUE
     )
@@ -99,6 +106,21 @@ def _no_questions() -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def _wait_for_address(addresses: socket.socket, index: int) -> None:
+    """Until the kernel has given the device its address of IPv6, which it does by itself.
+
+    A machine that is saved before has to do it each time that it is restored: a fiftieth of a start.
+    """
+    addresses.settimeout(_ADDRESS_SECONDS)
+    told = b""
+    try:
+        while told[4:6] != struct.pack("=H", _RTM_NEWADDR) or struct.unpack_from("=I", told, 20)[0] != index:
+            told = addresses.recv(4096)
+    except TimeoutError:
+        # A kernel that is told to give none.
+        pass
 
 
 def _default_route(index: int, family: int, gateway: bytes = b"") -> None:
