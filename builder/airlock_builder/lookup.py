@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from airlock_store.errors import ConfigError, Location
+from airlock_store.image import MANIFEST
 from airlock_store.paths import expand_home
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ def resolve(ref: str, base: Path, at: Location | None) -> Path:
     """The file of the recipe `ref`; a relative path starts from `base`. Raises ConfigError, placed `at`."""
     if "/" in ref or ref.endswith(".toml"):
         path = (base / expand_home(ref, at)).absolute()
+        if os.path.isdir(path):
+            problem = f"{str(path)!r} is neither an image, which has a file {MANIFEST}, nor a recipe"
+            raise ConfigError(problem, hint="a recipe is a file, NAME.toml", at=at)
         if not os.path.isfile(path):
             raise ConfigError(f"there is no recipe {str(path)!r}", at=at)
         return path.resolve()

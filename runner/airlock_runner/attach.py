@@ -59,6 +59,7 @@ def attach(
     call = {
         "argv": list(argv),
         "cwd": working_directory(project.root, cwd),
+        "root": str(project.root),
         "env": command_environment(env),
         "login": login,
     }

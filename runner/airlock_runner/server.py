@@ -61,6 +61,8 @@ class Server:
         self._up: tuple[Control, CommandDefaults] | None = None
         self.processes: dict[int, _Client] = {}
         self._project = project
+        self.root = os.fspath(project.root)
+        """Where the project was at the start, and is in the sandbox."""
         self.refusing = False
         project.forget(SOCKET)
         with project.at() as directory:
@@ -271,7 +273,7 @@ class _Client:
             "process": process,
             "streams": ours,
             "argv": header["argv"],
-            "cwd": header["cwd"],
+            "cwd": _in_sandbox(header["cwd"], header.get("root"), server.root),
             "size": header["size"],
             "login": header["login"],
             **server.defaults.call(header["env"]),
@@ -313,6 +315,13 @@ def _spare() -> int:
         return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return -1
+
+
+def _in_sandbox(directory: object, project: object, root: str) -> object:
+    """A directory of the project as the sandbox has it, for which that is at `root`, wherever it was moved since."""
+    if isinstance(directory, str) and isinstance(project, str) and f"{directory}/".startswith(f"{project}/"):
+        return root + directory[len(project) :]
+    return directory
 
 
 def _shortened(argv: Sequence[object]) -> list[str]:

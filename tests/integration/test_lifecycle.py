@@ -74,8 +74,15 @@ def test_a_sandbox_whose_project_is_moved_is_where_that_is_now(airlock: Airlock,
         assert os.fspath(detached) not in listed()
         assert listed()[os.fspath(moved)] == "running"
         # In the sandbox all is where it was.
-        inner = airlock("exec", "-w", os.fspath(detached), "cat", "airlock.toml", cwd=moved)
-        assert inner.stdout == (moved / "airlock.toml").read_bytes()
+        (moved / "inner").mkdir(exist_ok=True)
+        for directory, options in (
+            (detached, ("-w", os.fspath(detached))),
+            (detached, ()),
+            (detached / "inner", ()),
+        ):
+            here = moved / directory.relative_to(detached)
+            inner = airlock("exec", *options, "pwd", cwd=here)
+            assert (inner.stdout.decode(), inner.stderr) == (f"{directory}\n", b"")
         assert airlock("stop", cwd=moved).returncode == 0
         assert listed()[os.fspath(moved)] == "stopped"
     finally:

@@ -326,6 +326,11 @@ def test_a_path_that_is_not_there(tmp_path: Path) -> None:
     assert "there is no recipe" in fails("./nothing.toml", tmp_path).message
 
 
+def test_a_directory_is_no_recipe(tmp_path: Path) -> None:
+    error = fails(f"{tmp_path}/", tmp_path)
+    assert "neither an image, which has a file manifest.json, nor a recipe" in error.message
+
+
 def test_the_home_of_nobody(recipes: Recipes, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "'~nosuchuser/a.toml': there is no such user" in fails("~nosuchuser/a.toml").message
     at = recipes.write("bad", extends='["~nosuchuser/"]')
