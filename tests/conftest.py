@@ -14,8 +14,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import platformdirs
 import pytest
 from hypothesis import HealthCheck, settings
+
+from airlock_store.paths import default_root
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -52,9 +55,14 @@ class Airlock(Protocol):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _state_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What airlock remembers of projects whose sandboxes were killed is of no use to anybody after the tests."""
-    os.environ["XDG_STATE_HOME"] = os.fspath(tmp_path_factory.mktemp("state"))
+def _home_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What the developer has in his config is not for tests, nor is what airlock remembers of theirs for him.
+
+    The store stays, and the verdict on hardware acceleration, which takes a boot to find.
+    """
+    kept = {"AIRLOCK_STORE": default_root(os.environ), "XDG_CACHE_HOME": platformdirs.user_cache_path()}
+    own = {"HOME": tmp_path_factory.mktemp("home"), "XDG_STATE_HOME": tmp_path_factory.mktemp("state")}
+    os.environ.update({name: os.fspath(path) for name, path in (kept | own).items()})
 
 
 @pytest.fixture(scope="session", autouse=True)
