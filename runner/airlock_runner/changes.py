@@ -31,6 +31,7 @@ NAMES = 100
 PAUSE = 0.05
 """Seconds in which changes are collected: a file that is saved is changed several times."""
 TIMES = 4096
+"""Files whose time of change is remembered."""
 PATH = 4096
 """Characters of a path, as Linux has it."""
 
