@@ -88,8 +88,8 @@ def test_changes_of_the_sandbox_are_told(airlock: Airlock, watched: Path, settin
         mv src/new src/deep/moved
         rm src/deep/moved
         mkdir src/deep/below
-        touch src/again/here
-        touch end
+        : >src/again/here
+        : >end
         cat <&3
     """
     deep = watched / "src/deep"
