@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 from http.server import ThreadingHTTPServer
 from typing import TYPE_CHECKING
 from urllib.request import urlopen
@@ -18,8 +19,9 @@ import pytest
 from containers import BOX, EXAMPLE, IMPORT, write_project
 from network_world import Handler, serving_http
 from registry import NAME, serving_registry
-from sandboxes import log_of, running
+from sandboxes import COMMAND, log_of, running
 from servers import free_port
+from watcher import WATCH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -222,6 +224,38 @@ def test_limits_are_enforced(sandbox: Running) -> None:
     assert said[6] == "nr_throttled"
     assert int(said[7]) > 0
     assert b"fork" in done.stderr
+
+
+def test_programs_in_a_container_hear_of_changes(sandbox: Running, project: Path) -> None:
+    """With the guest's own perl, in a directory of the project."""
+    (project / "app").mkdir()
+    (project / "app/file").touch()
+    (project / "watch.pl").write_text(WATCH)
+    mounts = ["/usr:/usr:ro", "/usr/lib:/lib:ro", "/usr/lib64:/lib64:ro", f"{project}/watch.pl:/watch.pl:ro"]
+    options = [option for mount in (*mounts, f"{project}/app:/app") for option in ("-v", mount)]
+    argv = [
+        "docker",
+        "run",
+        "--rm",
+        "-e",
+        "ALSO=4",
+        *options,
+        "box",
+        "perl",
+        "/watch.pl",
+        "/app",
+        "/app/file",
+    ]
+    watcher = subprocess.Popen([COMMAND, "exec", *argv], cwd=project, stdout=subprocess.PIPE, text=True)
+    assert watcher.stdout is not None
+    lines = (line.strip() for line in watcher.stdout)
+    assert next(lines) == "watching"
+    (project / "app/file").write_text("of the host")
+    assert [next(lines), next(lines)] == ["/app file 4", "/app/file - 4"]
+    sandbox.sh("echo own >app/new")
+    assert [next(lines), next(lines)] == ["/app new 100", "/app new 2"]
+    (project / "app/end").touch()
+    assert (list(lines), watcher.wait()) == ([], 0)
 
 
 def test_buildkit_keeps_the_capabilities_of_files(sandbox: Running) -> None:
