@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from airlock.cli import command
+from airlock.cli import command, face
 
 
 @command("stop", examples=["airlock stop"])
@@ -15,5 +15,10 @@ def stop() -> None:
     """
     from airlock_runner.project import Project
     from airlock_runner.remote import stop as stop_session
+    from airlock_runner.stdio import tell
 
-    stop_session(Project.find(Path.cwd()))
+    def note(text: str) -> None:
+        if not face().quiet:
+            tell(text)
+
+    stop_session(Project.find(Path.cwd()), note)

@@ -7,17 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 from airlock_runner.attach import NotRunningError, NotYetError, UnavailableError, connect, unavailable
 from airlock_runner.control import Control
+from airlock_runner.server import WAITING
+from airlock_runner.text import one_line
 from airlock_store.errors import UsageError
 from airlockd.protocol.loop import Loop
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from airlock_runner.project import Project
     from airlockd.protocol.frames import Header
+    from airlockd.protocol.loop import Timer
 
 
 POLL_SECONDS = 0.1
+QUIET_SECONDS = 2.0
+"""Until what a stop waits for is told."""
 
 
 def running(project: Project | None) -> dict[str, list[dict[str, Any]]]:
@@ -36,15 +41,16 @@ def _tables(said: object) -> list[dict[str, Any]]:
     return [each for each in said if isinstance(each, dict)] if isinstance(said, list) else []
 
 
-def stop(project: Project | None) -> None:
+def stop(project: Project | None, note: Callable[[str], None]) -> None:
     """Stop the sandbox, also one that is still starting, and wait until nothing of it is left.
 
-    Raises NotRunningError, and UnavailableError where its session takes no more clients.
+    `note` gets word of what it waits for, where that takes longer. Raises NotRunningError, and UnavailableError where
+    its session takes no more clients.
     """
     busy = False
     while True:
         try:
-            _ask(project, "stop")
+            _ask(project, "stop", note=note)
             break
         except NotRunningError:
             if busy:
@@ -72,7 +78,12 @@ def change_network(project: Project | None, what: Mapping[str, str]) -> Header:
     return reply
 
 
-def _ask(project: Project | None, op: str, arguments: Mapping[str, str] | None = None) -> Header | None:
+def _ask(
+    project: Project | None,
+    op: str,
+    arguments: Mapping[str, str] | None = None,
+    note: Callable[[str], None] | None = None,
+) -> Header | None:
     """The reply, or None where the session ended the connection instead."""
     loop = Loop()
     answers: list[Header] = []
@@ -82,8 +93,15 @@ def _ask(project: Project | None, op: str, arguments: Mapping[str, str] | None =
         loop.stop()
 
     away: list[UnavailableError] = []
+    waiting: Timer | None = None
 
     def heard(event: Header) -> None:
+        nonlocal waiting
+        if event.get("name") == WAITING and note is not None:
+            if waiting is not None:
+                waiting.cancel()
+            text = one_line(str(event.get("message")), 200)
+            waiting = loop.call_later(QUIET_SECONDS, lambda: note(text))
         error = unavailable(event)
         if error is not None:
             away.append(error)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 BACKLOG = 128
 PAUSE_SECONDS = 1.0
 """For a socket at which nobody can be accepted, not even to be turned away."""
-UNAVAILABLE = "unavailable"
+UNAVAILABLE, WAITING = "unavailable", "waiting"
 """The event that a client is turned away with. Its `message` says why."""
 STARTING = "the sandbox is still starting"
 NO_ROOM = "the session of the sandbox has no descriptor left for another client"
@@ -107,6 +107,12 @@ class Server:
         self.refusing = True
         self._unlisten()
 
+    def waits(self, text: str) -> None:
+        """Tell whoever asked for the end what it waits for."""
+        for client in list(self._clients):
+            if client.stopping:
+                client.tell(WAITING, text)
+
     def close(self) -> None:
         """Close every client and the socket."""
         self._unlisten()
@@ -176,6 +182,8 @@ class _Client:
     def __init__(self, server: Server, connection: socket.socket) -> None:
         self._server = server
         self._processes: dict[int, int] = {}
+        self.stopping = False
+        """It asked for the end."""
         self.link = Link(server.loop, connection.detach(), self._on_message, self._on_close)
 
     def exited(self, number: int, how: dict[str, int]) -> None:
@@ -184,6 +192,10 @@ class _Client:
             if ours == number:
                 del self._processes[theirs]
                 self._say({"t": "event", "name": "exit", "process": theirs, **how})
+
+    def tell(self, name: str, message: str) -> None:
+        """Tell the client, in words for its user."""
+        self._say({"t": "event", "name": name, "message": message})
 
     def _say(self, header: Header) -> None:
         """What cannot be said ends this connection and nobody else's."""
@@ -205,11 +217,12 @@ class _Client:
 
         if op == "stop":
             # The end of the connection is the answer.
+            self.stopping = True
             self._server.on_stop()
         elif not self._server.up:
             # It closes the connection: what it says meanwhile would make our end of it a reset. It has to hear this
             # before we read on, because what it sent to streams that nobody opened ends the connection.
-            self._say({"t": "event", "name": UNAVAILABLE, "message": STARTING})
+            self.tell(UNAVAILABLE, STARTING)
             self.link.flush()
         elif op == "net":
             try:

@@ -291,6 +291,8 @@ class Session:
         elif name == "log":
             self._log(header)
         elif name == "daemon":
+            if header.get("state") == "stopping" and self._server is not None:
+                self._server.waits(f"waiting for daemon {one_line(str(header.get('daemon')), 64)} to end")
             text = daemons.line(header)
             if text is not None:
                 self.note(0, text)

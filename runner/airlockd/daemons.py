@@ -93,6 +93,7 @@ class Daemon:
         """Ask it to end, and insist when its time is over. Its state is then `stopped`, maybe at once."""
         if self.state in ("starting", "up"):
             self._set("stopping")
+            self._world.tell(self.spec.name, "stopping")
             self._world.kill(self.pid, self.spec.signal)
             if self.spec.timeout:
                 self._timer = self._world.call_later(self.spec.timeout, self._insist)

@@ -150,6 +150,19 @@ def test_a_stop_while_daemons_start_is_clean(airlock: Airlock, project: Path) ->
         assert sandbox.sh("ls /var/tmp/kept") == "/var/tmp/kept\n"
 
 
+def test_a_stop_says_which_daemon_it_waits_for(airlock: Airlock, project: Path) -> None:
+    stubborn = "trap '' TERM; echo listening; while :; do sleep 1; done"
+    write_config(
+        project,
+        f'[daemons.stubborn]\ncommand = ["sh", "-c", "{stubborn}"]\nready = {{ log = "listening" }}\ntimeout = 5\n'
+        '[daemons.quick]\ncommand = ["sleep", "infinity"]\nafter = ["stubborn"]\n',
+    )
+    for options, said in (((), "airlock: waiting for daemon stubborn to end\n"), (("-q",), "")):
+        with running(project):
+            done = airlock(*options, "stop", cwd=project)
+            assert (done.returncode, done.stderr.decode()) == (0, said)
+
+
 def test_a_sandbox_that_can_start_nothing_goes_on_when_it_can(airlock: Airlock, project: Path) -> None:
     """Its own root lowers the number of processes: commands are refused, and a daemon's restart is tried again."""
     daemon = "mkfifo /run/end; echo risen; read x </run/end"
