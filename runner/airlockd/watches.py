@@ -144,11 +144,11 @@ class Watches:
 
     def _directory_of(self, place: Place) -> _Directory:
         """The directory at a place, watched from now on."""
-        directory = self._directories.get(place)
-        if directory is not None and not _path(directory.fd).endswith(b" (deleted)"):
-            return directory
         device, path = place
         share = self._shares[device]
+        directory = self._directories.get(place)
+        if directory is not None and _path(directory.fd) == _path(share.fd) + b"/" * bool(path) + path:
+            return directory
         fd = linux.open_beneath(share.fd, path or b".", os.O_PATH | os.O_DIRECTORY)
         try:
             if self._inotify is None:
@@ -157,13 +157,11 @@ class Watches:
         except OSError:
             os.close(fd)
             raise
-        if directory is None:
-            self._tell(share.tag, path, True)
-        else:
-            # The sandbox removed it and made another, in which these may be missing.
+        if directory is not None:
+            # The sandbox removed or moved it and made another, in which these may be missing.
             made.entries, made.changed = directory.entries, directory.changed
-            self._by_number.pop(directory.number, None)
-            os.close(directory.fd)
+            self._let_go(place, directory)
+        self._tell(share.tag, path, True)
         self._directories[place] = made
         self._by_number[made.number] = place
         return made

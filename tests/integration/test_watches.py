@@ -49,6 +49,25 @@ def told(airlock: Airlock, project: Path, script: str) -> list[str]:
     return done.stdout.decode().splitlines()
 
 
+class Watcher:
+    """One that hears of attributes, too."""
+
+    def __init__(self, project: Path, *paths: str) -> None:
+        argv = [COMMAND, "exec", "-e", "ALSO=4", "perl", "watch.pl", *paths]
+        self._process = subprocess.Popen(argv, cwd=project, stdout=subprocess.PIPE, text=True)
+
+    def heard(self, count: int) -> list[str]:
+        """The next lines that it prints."""
+        assert self._process.stdout is not None
+        return [self._process.stdout.readline().strip() for _ in range(count)]
+
+    def rest(self) -> str:
+        """What it prints until its end, which is a good one."""
+        rest, _ = self._process.communicate(timeout=60)
+        assert self._process.returncode == 0
+        return rest
+
+
 @pytest.mark.parametrize("settings", ["", 'user = "games"', "harden = false"])
 def test_changes_of_the_sandbox_are_told(airlock: Airlock, watched: Path, settings: str) -> None:
     write_config(watched, settings)
@@ -111,6 +130,19 @@ def test_what_the_host_removed_can_be_made_again(watched: Path) -> None:
         ]
 
 
+def test_what_the_sandbox_made_anew_is_watched_anew(watched: Path) -> None:
+    with running(watched) as sandbox:
+        first = Watcher(watched, "src")
+        assert first.heard(1) == ["watching"]
+        sandbox.sh("rm -r src; mkdir src; mv src moved; mkdir src")
+        second = Watcher(watched, ".", "src")
+        assert second.heard(1) == ["watching"]
+        (watched / "src/new").write_text("of the host\n")
+        assert second.heard(1) == ["src new 4"]
+        (watched / "end").touch()
+        assert second.rest() == ""
+
+
 def test_who_watches_no_more_leaves_nothing(watched: Path) -> None:
     write_config(watched, "harden = false")
     with running(watched) as sandbox:
@@ -128,14 +160,8 @@ def test_changes_of_the_host_are_told(watched: Path, share: str) -> None:
     """As those of an attribute, since nothing else can be done to a file that changes nothing of it."""
     write_config(watched, f'share = "{share}"')
     with running(watched) as sandbox:
-        argv = [COMMAND, "exec", "-e", "ALSO=4", "perl", "watch.pl", ".", "src", "src/file", "src/deep"]
-        watcher = subprocess.Popen(argv, cwd=watched, stdout=subprocess.PIPE, text=True)
-        assert watcher.stdout is not None
-        lines = watcher.stdout
-
-        def heard(count: int) -> list[str]:
-            return [lines.readline().strip() for _ in range(count)]
-
+        watcher = Watcher(watched, ".", "src", "src/file", "src/deep")
+        heard = watcher.heard
         assert heard(1) == ["watching"]
         (watched / "src/file").write_text("of the host\n")
         assert heard(2) == ["src file 4", "src/file - 4"]
@@ -150,5 +176,4 @@ def test_changes_of_the_host_are_told(watched: Path, share: str) -> None:
         sandbox.sh("echo own >>src/deep/next; echo own >src/deep/own")
         assert heard(3) == ["src/deep next 2", "src/deep own 100", "src/deep own 2"]
         (watched / "end").touch()
-        assert lines.read() == ""
-        assert watcher.wait() == 0
+        assert watcher.rest() == ""

@@ -402,6 +402,18 @@ def test_a_directory_that_was_made_anew_is_watched_anew(program: _Program) -> No
     again.inotify.close()
 
 
+def test_a_directory_in_place_of_one_that_was_moved_is_another(program: _Program) -> None:
+    (program.world.share / "src").rename(program.world.share / "moved")
+    (program.world.share / "src").mkdir()
+    again = _Program(program.world, "src")
+    (program.world.share / "src/new").touch()
+    again.forget_own()
+    assert again.hears("src", "new") == [("src", "new")]
+    # The host has to find it, too.
+    assert [on for path, on in program.world.told if path == "src"] == [True, False, True]
+    again.inotify.close()
+
+
 def test_what_was_in_a_directory_that_was_made_anew_is_let_go(program: _Program) -> None:
     (program.world.share / "src/other").touch()
     program.world.ask("src/other")
