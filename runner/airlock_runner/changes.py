@@ -8,6 +8,7 @@ that it can list itself. The sandbox's own changes come by here as well; airlock
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from contextlib import suppress
@@ -44,7 +45,7 @@ class Changes:
 
     def __init__(self, loop: Loop, control: Control, shares: Sequence[Share]) -> None:
         self._loop, self._control = loop, control
-        self._sources = {share.tag: share.source for share in shares if not share.read_only}
+        self._sources = {share.tag: share.source for share in shares}
         self._inotify: Inotify | None = None
         self._numbers: dict[Place, int] = {}
         self._places: dict[int, set[Place]] = {}
@@ -67,10 +68,12 @@ class Changes:
         place = tag, path
         if not on:
             self._forget(place)
-        elif place not in self._numbers and len(self._numbers) < DIRECTORIES:
-            # Where that cannot be, programs of the sandbox do without.
-            with suppress(OSError, ValueError):
+        elif place not in self._numbers:
+            try:
                 self._add(place)
+            except (OSError, ValueError):
+                arguments = {"share": tag, "path": path}
+                self._control.call("unwatched", arguments, lambda _header: None, lambda _header: None)
 
     def close(self) -> None:
         """Tell no more."""
@@ -78,6 +81,8 @@ class Changes:
             self._inotify.close()
 
     def _add(self, place: Place) -> None:
+        if len(self._numbers) >= DIRECTORIES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if self._inotify is None:
             self._inotify = Inotify(self._loop, self._on_change)
         directory = open_below(os.fspath(self._sources[place[0]]), place[1])

@@ -275,6 +275,12 @@ class Supervisor:
     def _tell_watch(self, tag: str, path: bytes, on: bool) -> None:
         self._event("watch", share=tag, path=os.fsdecode(path), on=on)
 
+    def _call_unwatched(self, header: dict[str, Any], _payload: bytes) -> dict[str, Any]:
+        """The host was told of a directory that it cannot watch."""
+        assert self._watches is not None
+        self._watches.unwatched(header["share"], os.fsencode(header["path"]))
+        return {}
+
     def _call_changed(self, header: dict[str, Any], _payload: bytes) -> dict[str, Any]:
         """The host changed something in a directory that it was told of."""
         assert self._watches is not None

@@ -5,12 +5,13 @@ that was found when it was asked for: it never hears of anything that is done by
 open, by O_PATH too, is found by every lookup. So processes ask before each inotify_add_watch (asks.py), and what they
 are about to watch is held here for as long as they live.
 
-What is held is not looked up anew. If the host removes it, a lookup finds a thing that is gone, and nothing new can be
-made in its place. So the directories in which held things lie are looked at in turn, and what is gone is let go.
+Of what the host changes inotify does not hear by itself, over virtiofs neither. The host watches the directories in
+which held things lie, and says what was changed in them; that gets its owner once more, the same, which is an event
+(IN_ATTRIB) and changes nothing but the time of that. What the sandbox changed itself is left out.
 
-Of what the host changes inotify does not hear by itself, over virtiofs neither. The host watches the same directories
-and says what was changed in them; that gets its owner once more, the same, which is an event (IN_ATTRIB) and changes
-nothing but the time of that. What the sandbox changed itself is left out.
+What is held is not looked up anew. If the host removes it, a lookup finds a thing that is gone, and nothing new can be
+made in its place. So what is gone when the host says that something was changed is let go. Directories that the host
+cannot watch are looked at in turn.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ _DONT_FOLLOW = 0x02000000  # linux/inotify.h
 HELD = 8192
 """At most so many: the oldest go first. Each takes a descriptor here, and a fid of the share on the host."""
 LOOKS, EVERY = 32, 1.0
-"""So many directories are looked at, every so many seconds."""
+"""So many directories that the host cannot watch are looked at, every so many seconds."""
+MOUNTS_SECONDS = 1.0
+"""For so long a table of mounts is taken for what it is: watches come by the thousand."""
 OWN, OWN_SECONDS = 4096, 3.0
 """Changes of the sandbox's own that are remembered, and for how long: until the host has told of them, too."""
 
@@ -56,12 +59,14 @@ class _Held:
 
 
 class _Directory:
-    """One that is held, or held things lie in, and when it was changed as of the last look."""
+    """One that is held, or held things lie below. `number` is that of the watch of its changes."""
 
-    def __init__(self, fd: int, changed: int, number: int) -> None:
-        self.fd, self.changed, self.number = fd, changed, number
+    def __init__(self, fd: int, number: int) -> None:
+        self.fd, self.number = fd, number
         self.entries: set[Place] = set()
-        """What is held of it, with itself."""
+        """What is held below it, and itself."""
+        self.changed: int | None = None
+        """Where the host cannot watch it: when it was changed as of the last look."""
 
 
 class _Owner(NamedTuple):
@@ -81,9 +86,12 @@ class Watches:
         self._loop, self._shares, self._tell = loop, shares, tell
         self._held: dict[Place, _Held] = {}
         self._directories: dict[Place, _Directory] = {}
+        self._remade: list[Place] = []
         self._owners: dict[int, _Owner] = {}
+        self._devices = {share.tag: device for device, share in shares.items()}
         self._mounts: dict[tuple[int, bytes], list[Mount]] = {}
-        """By mount namespace and root directory, for a moment: watches come by the thousand."""
+        """By mount namespace and root directory."""
+        self._mounts_since = 0.0
         self._timer: Timer | None = None
         self._inotify: Inotify | None = None
         self._by_number: dict[int, Place] = {}
@@ -118,9 +126,8 @@ class Watches:
         before = self._held.get(place)
         held = _Held(fd, set() if before is None else before.owners)
         try:
-            if place[1]:
-                self._directory_of(_around(place)).entries.add(place)
-            # After the look at its directory, whose next one would not notice that it is gone.
+            self._enter(place)
+            # After the host was told to watch what is around it, and so says when this goes.
             held.mode = os.fstat(fd).st_mode
             if stat.S_ISDIR(held.mode):
                 self._directory_of(place).entries.add(place)
@@ -140,30 +147,49 @@ class Watches:
         owner.places.add(place)
         while len(self._held) > HELD:
             self._release(next(iter(self._held)))
-        self._look_later()
+        while self._remade:
+            each = self._remade.pop()
+            self._check(self._directories.get(each), each)
+
+    def _enter(self, place: Place) -> None:
+        """Have all directories above a place watched."""
+        above = _above(place)
+        if above and not self._is_there(above[-1]):
+            # Then what is around that may be another, too.
+            for each in above:
+                self._directory_of(each)
+        for each in above:
+            self._directories[each].entries.add(place)
+
+    def _is_there(self, place: Place) -> bool:
+        """Whether what is watched as the directory at a place was neither moved nor removed by the sandbox."""
+        directory, share = self._directories.get(place), self._shares[place[0]]
+        expected = _path(share.fd) + b"/" * bool(place[1]) + place[1]
+        return directory is not None and _path(directory.fd) == expected
 
     def _directory_of(self, place: Place) -> _Directory:
         """The directory at a place, watched from now on."""
+        directory = self._directories.get(place)
+        if directory is not None and self._is_there(place):
+            return directory
         device, path = place
         share = self._shares[device]
-        directory = self._directories.get(place)
-        if directory is not None and _path(directory.fd) == _path(share.fd) + b"/" * bool(path) + path:
-            return directory
         fd = linux.open_beneath(share.fd, path or b".", os.O_PATH | os.O_DIRECTORY)
         try:
             if self._inotify is None:
                 self._inotify = Inotify(self._loop, self._on_change)
-            made = _Directory(fd, _changed(fd), self._inotify.add(fd, CHANGES))
+            made = _Directory(fd, self._inotify.add(fd, CHANGES))
         except OSError:
             os.close(fd)
             raise
         if directory is not None:
             # The sandbox removed or moved it and made another, in which these may be missing.
-            made.entries, made.changed = directory.entries, directory.changed
+            made.entries = directory.entries
+            self._remade.append(place)
             self._let_go(place, directory)
-        self._tell(share.tag, path, True)
         self._directories[place] = made
         self._by_number[made.number] = place
+        self._tell(share.tag, path, True)
         return made
 
     def _release(self, place: Place) -> None:
@@ -174,7 +200,7 @@ class Watches:
         self._leave(place)
 
     def _leave(self, place: Place) -> None:
-        for each in {_around(place), place}:
+        for each in (*_above(place), place):
             directory = self._directories.get(each)
             if directory is not None:
                 directory.entries.discard(place)
@@ -199,7 +225,23 @@ class Watches:
             if not held.owners:
                 self._release(place)
 
-    # ---- what the host removes
+    def _check(self, directory: _Directory | None, place: Place) -> None:
+        """Let go what is gone at a place in a directory, and below it."""
+        below = place[1] + b"/" if place[1] else b""
+        for entry in list(directory.entries) if directory is not None else ():
+            held = self._held.get(entry)
+            if held is not None and (entry == place or entry[1].startswith(below)) and _gone(held):
+                self._release(entry)
+
+    # ---- where the host cannot watch
+
+    def unwatched(self, tag: str, path: bytes) -> None:
+        """The host cannot watch this directory."""
+        directory = self._directories.get((self._devices[tag], path))
+        if directory is not None:
+            # Looked at the next time, whatever happened since it was opened.
+            directory.changed = 0
+            self._look_later()
 
     def _look_later(self) -> None:
         if self._timer is None:
@@ -207,8 +249,8 @@ class Watches:
 
     def _look(self) -> None:
         self._timer = None
-        self._mounts.clear()
-        for place in list(islice(self._directories, LOOKS)):
+        unwatched = (place for place, each in self._directories.items() if each.changed is not None)
+        for place in list(islice(unwatched, LOOKS)):
             directory = self._directories.pop(place, None)
             if directory is None:
                 # It went with what lay around it.
@@ -216,30 +258,26 @@ class Watches:
             # At the end, so that each has its turn.
             self._directories[place] = directory
             changed = _changed(directory.fd)
-            if changed == directory.changed:
-                continue
-            directory.changed = changed
-            for entry in list(directory.entries):
-                if _gone(self._held[entry]):
-                    self._release(entry)
-        if self._directories:
+            if changed != directory.changed:
+                directory.changed = changed
+                self._check(directory, place)
             self._look_later()
 
     # ---- what the host changes
 
     def changed(self, tag: str, path: bytes, names: Sequence[bytes]) -> None:
         """The host says what was changed in a directory; an empty name is the directory itself."""
-        place = next(device for device, share in self._shares.items() if share.tag == tag), path
+        place = self._devices[tag], path
         if place not in self._directories or self._inotify is None:
             return
         # The sandbox's own changes were here before the host can tell of them.
         self._inotify.read()
         touched = []
         for name in names:
-            entry = place[0], path + b"/" + name if path else name
-            held = self._held.get(entry) if name else None
-            if held is not None and _gone(held):
-                self._release(entry)
+            directory = self._directories.get(place)
+            if directory is None:
+                break
+            self._check(directory, (place[0], path + b"/" + name if path and name else path + name))
             directory = self._directories.get(place)
             if directory is None:
                 break
@@ -275,15 +313,23 @@ class Watches:
     def _mounts_of(self, process: int) -> list[Mount]:
         about = f"/proc/{process}"
         key = (os.stat(f"{about}/ns/mnt").st_ino, os.readlink(os.fsencode(f"{about}/root")))
+        now = time.monotonic()
+        if now - self._mounts_since > MOUNTS_SECONDS:
+            self._mounts, self._mounts_since = {}, now
         if key not in self._mounts:
             self._mounts[key] = mountinfo.parse(linux.read_file(f"{about}/mountinfo", 1 << 22), self._shares)
-            self._look_later()
         return self._mounts[key]
 
 
 def _around(place: Place) -> Place:
     """The directory that it lies in."""
     return place[0], place[1].rpartition(b"/")[0]
+
+
+def _above(place: Place) -> list[Place]:
+    """All directories that it lies in, from that of the share on."""
+    parts = place[1].split(b"/") if place[1] else []
+    return [(place[0], b"/".join(parts[:count])) for count in range(len(parts))]
 
 
 def _absolute(process: int, path: bytes) -> bytes:
@@ -333,10 +379,15 @@ def _touch(directory: int, name: bytes) -> bool:
     except OSError:
         return False
     try:
-        os.chown(f"/proc/self/fd/{fd}", os.fstat(fd).st_uid, -1)
+        owner = os.fstat(fd).st_uid
+        try:
+            os.chown(f"/proc/self/fd/{fd}", owner, -1)
+        except OSError:
+            # It is another's, or cannot be changed: nobody hears.
+            pass
     except OSError:
-        # It is another's, or just gone: nobody hears.
-        pass
+        # Something is held below it, and it is gone.
+        return False
     finally:
         os.close(fd)
     return True

@@ -117,11 +117,16 @@ def test_it_is_watched_in_another_namespace_too(airlock: Airlock, watched: Path)
 def test_what_the_host_removed_can_be_made_again(watched: Path) -> None:
     with running(watched) as sandbox:
         watch = f"export PROJECT={watched}; . ./functions; watch src src/file src/deep"
-        sandbox.sh(watch)
+        (watched / "src/again/inner").mkdir()
+        sandbox.sh(f"{watch} src/again/inner")
         shutil.rmtree(watched / "src/deep")
         (watched / "src/file").unlink()
-        # What is watched is found for a moment after it is gone: until airlockd looks.
-        again = "until mkdir src/deep; do sleep 0.1; done; until echo new >src/file; do sleep 0.1; done"
+        (watched / "src/again").rename(watched / "moved")
+        # What is watched is found for a moment after it is gone: until airlockd hears of it.
+        again = "until %s; do sleep 0.1; done"
+        again = "; ".join(
+            again % each for each in ("mkdir src/deep", "mkdir src/again", "echo new >src/file")
+        )
         sandbox.sh(f"timeout 30 sh -c '{again}' 2>/dev/null")
         assert (watched / "src/file").read_text() == "new\n"
         changes = "touch src/deep/here; echo >>src/file; touch src/end; cat <&3"

@@ -56,6 +56,10 @@ class _World:
         """The host says so."""
         self.watches.changed("project", path.encode(), [name.encode() for name in names])
 
+    def host_cannot_watch(self) -> None:
+        for _device, path in list(self.watches._directories):
+            self.watches.unwatched("project", path)
+
     def ask(self, path: str, *, process: int | None = None, mask: int = 0) -> None:
         question = _Question(-1, 1, process or os.getpid(), "inotify_add_watch", (3, 0, mask))
         question.path = os.fsencode(self.share / path)
@@ -156,6 +160,7 @@ def test_it_is_let_go_with_the_last_who_watches_it(world: _World, first: int) ->
 def test_what_is_gone_is_let_go(world: _World) -> None:
     for path in ("src/file", "src/deep", "src"):
         world.ask(path)
+    world.host_cannot_watch()
     world.loop.time_passes()
     assert world.held == {"src/file", "src/deep", "src"}
     (world.share / "src/file").unlink()
@@ -173,6 +178,7 @@ def test_a_directory_that_became_a_file_is_let_go(world: _World) -> None:
     world.ask("src/deep")
     (world.share / "src/deep").rmdir()
     (world.share / "src/deep").touch()
+    world.host_cannot_watch()
     world.loop.time_passes()
     assert world.held == set()
 
@@ -181,6 +187,7 @@ def test_a_file_that_became_a_directory_is_let_go(world: _World) -> None:
     world.ask("src/file")
     (world.share / "src/file").unlink()
     (world.share / "src/file").mkdir()
+    world.host_cannot_watch()
     world.loop.time_passes()
     assert world.held == set()
 
@@ -207,7 +214,7 @@ def test_what_is_gone_while_it_is_asked_for_again_is_let_go(
     def gone(_place: object) -> None:
         raise FileNotFoundError
 
-    monkeypatch.setattr(world.watches, "_directory_of", gone)
+    monkeypatch.setattr(world.watches, "_enter", gone)
     with pytest.raises(FileNotFoundError):
         world.ask("src/file")
     assert world.held == set()
@@ -215,6 +222,8 @@ def test_what_is_gone_while_it_is_asked_for_again_is_let_go(
 
 def test_a_change_is_looked_at_once(world: _World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.ask("src/file")
+    world.host_cannot_watch()
+    world.loop.time_passes()
     (world.share / "src/other").touch()
     looked: list[object] = []
     monkeypatch.setattr(watches, "_gone", looked.append)
@@ -238,6 +247,8 @@ def test_nothing_is_looked_at_where_nothing_was_changed(
     world: _World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.ask("src/file")
+    world.host_cannot_watch()
+    world.loop.time_passes()
 
     def never(_held: object) -> bool:
         raise AssertionError
@@ -252,14 +263,14 @@ def test_each_directory_has_its_turn(world: _World, monkeypatch: pytest.MonkeyPa
     for name in "abcde":
         (world.share / name / "inner").mkdir(parents=True)
         world.ask(f"{name}/inner")
+        world.watches.unwatched("project", name.encode())
     for name in "cde":
         (world.share / name / "inner").rmdir()
     left = []
-    for _ in range(5):
+    for _ in range(3):
         world.loop.time_passes()
         left.append(len(world.held))
-    # In each round one of these and the directory that it lies in.
-    assert left == [5, 5, 4, 3, 2]
+    assert left == [5, 3, 2]
 
 
 def test_the_oldest_go_where_there_are_too_many(world: _World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,12 +281,10 @@ def test_the_oldest_go_where_there_are_too_many(world: _World, monkeypatch: pyte
 
 
 def test_the_host_is_told_of_directories(world: _World) -> None:
-    world.ask("src/file")
-    assert world.told == [("src", True)]
-    world.ask("src/deep")
-    world.ask("src")
-    world.ask("")
-    assert world.told == [("src", True), ("src/deep", True), ("", True)]
+    for path in ("src/file", "src/deep", "src", ""):
+        world.ask(path)
+    # Those around what is watched too, for when they are moved.
+    assert world.told == [("", True), ("src", True), ("src/deep", True)]
 
 
 class _Program:
@@ -371,6 +380,30 @@ def test_no_more_of_the_sandboxs_own_changes_are_remembered_than_that(
         (program.world.share / f"src/{number}").touch()
     program.world.watches._inotify.read()  # type: ignore[union-attr]
     assert 0 < len(program.world.watches._own) <= 3
+
+
+def test_what_goes_with_a_directory_is_let_go_at_once(program: _Program) -> None:
+    (program.world.share / "src/deep/x/y").mkdir(parents=True)
+    program.world.ask("src/deep/x/y")
+    shutil.rmtree(program.world.share / "src/deep")
+    program.forget_own()
+    assert program.world.held == {"src", "src/file", "src/deep/x/y (deleted)"}
+    assert program.hears("src", "deep") == [("src", "")]
+    assert program.world.held == {"src", "src/file"}
+
+
+def test_where_the_host_lost_count_all_is_looked_at(program: _Program) -> None:
+    (program.world.share / "src/file").unlink()
+    program.forget_own()
+    program.hears("", "")
+    assert program.world.held == {"src"}
+
+
+def test_what_is_watched_by_the_host_is_not_looked_at(world: _World) -> None:
+    world.ask("src/file")
+    assert world.loop.due == []
+    world.watches.unwatched("project", b"elsewhere")
+    assert world.loop.due == []
 
 
 def test_what_is_not_watched_is_left_alone(program: _Program) -> None:

@@ -24,6 +24,7 @@ class _Control:
     def __init__(self) -> None:
         self.calls: list[tuple[str, str, list[str]]] = []
         self.answers: list[Callable[[Any], None]] = []
+        self.unwatched: list[tuple[str, str]] = []
 
     def call(
         self,
@@ -32,6 +33,9 @@ class _Control:
         then: Callable[[Any], None],
         failed: Callable[[Any], None],
     ) -> None:
+        if op == "unwatched":
+            self.unwatched.append((arguments["share"], arguments["path"]))
+            return
         assert op == "changed"
         self.calls.append((arguments["share"], arguments["path"], arguments["names"]))
         # One that refuses is no reason to stop.
@@ -124,12 +128,22 @@ def test_nothing_else_is_watched(world: _World, path: object) -> None:
     (world.root / "src/file").touch()
     world.watch(path)
     assert world.changes._numbers == {}
+    # Then airlockd has to look.
+    known = isinstance(path, str) and len(path) <= changes.PATH
+    assert world.control.unwatched == ([("project", path)] if known else [])
 
 
-@pytest.mark.parametrize("share", ["closed", "other", "", None, 1, ["project"]])
+@pytest.mark.parametrize("share", ["other", "", None, 1, ["project"]])
 def test_no_other_share_is_watched(world: _World, share: object) -> None:
     world.watch("", share)
-    assert world.changes._numbers == {}
+    assert (world.changes._numbers, world.control.unwatched) == ({}, [])
+
+
+def test_what_the_host_removes_of_a_read_only_share_is_told(world: _World) -> None:
+    (world.root / "shared/file").touch()
+    world.watch("", "closed")
+    (world.root / "shared/file").unlink()
+    assert world.told() == [("closed", "", ["file"])]
 
 
 def test_a_directory_that_becomes_a_symlink_leads_nowhere(world: _World, tmp_path: Path) -> None:
@@ -147,6 +161,7 @@ def test_no_more_than_so_many_are_watched(world: _World, monkeypatch: pytest.Mon
     for path in ("src", "src/deep", "shared"):
         world.watch(path)
     assert [path for _, path in world.changes._numbers] == ["src", "src/deep"]
+    assert world.control.unwatched == [("project", "shared")]
     world.watch("src", on=False)
     world.watch("shared")
     assert [path for _, path in world.changes._numbers] == ["src/deep", "shared"]
@@ -238,4 +253,4 @@ def test_a_user_with_no_watches_left_is_told_nothing(world: _World, monkeypatch:
 
     monkeypatch.setattr(changes.Inotify, "add", refuse)
     world.watch("src")
-    assert world.changes._numbers == {}
+    assert (world.changes._numbers, world.control.unwatched) == ({}, [("project", "src")])
