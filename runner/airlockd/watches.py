@@ -154,12 +154,11 @@ class Watches:
     def _enter(self, place: Place) -> None:
         """Have all directories above a place watched."""
         above = _above(place)
-        if above and not self._is_there(above[-1]):
-            # Then what is around that may be another, too.
-            for each in above:
-                self._directory_of(each)
+        # Where what is around it is another than before, what is around that may be, too.
+        known = bool(above) and self._is_there(above[-1])
         for each in above:
-            self._directories[each].entries.add(place)
+            directory = self._directories.get(each) if known else None
+            (directory or self._directory_of(each)).entries.add(place)
 
     def _is_there(self, place: Place) -> bool:
         """Whether what is watched as the directory at a place was neither moved nor removed by the sandbox."""

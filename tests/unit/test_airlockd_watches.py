@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from manual_loop import ManualLoop
 
 from airlockd import watches
@@ -459,3 +463,69 @@ def test_what_was_in_a_directory_that_was_made_anew_is_let_go(program: _Program)
     # By its place, where there is a directory again: who wants to hear of that asks anew.
     program.world.ask("src")
     assert program.world.held == {"src/file", "src"}
+
+
+PATHS = st.sampled_from(["", "a", "b", "a/a", "a/b", "b/a", "a/a/a", "a/b/a", "b/a/a"])
+STEPS = st.one_of(
+    st.tuples(st.just("ask"), PATHS, st.integers(1, 3)),
+    st.tuples(st.just("end"), st.integers(1, 3)),
+    st.tuples(st.sampled_from(["mkdir", "touch", "remove"]), PATHS),
+    st.tuples(st.just("move"), PATHS, PATHS),
+    st.tuples(st.sampled_from(["changed", "unwatched"]), PATHS),
+    st.tuples(st.just("look")),
+)
+
+
+class _ManyProcesses(_AsQemu):
+    def pidfd_open(self, _process: int) -> int:
+        return os.open("/dev/null", os.O_RDONLY)
+
+
+@given(st.lists(STEPS, max_size=40))
+def test_whatever_happens_what_is_held_is_known_and_nothing_is_left(steps: list[tuple[Any, ...]]) -> None:
+    with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(watches, "os", _ManyProcesses())
+        patched.setattr(watches, "_leader", lambda thread: thread)
+        patched.setattr(watches, "HELD", 5)
+        before = set(os.listdir("/proc/self/fd"))
+        world = _World(Path(directory).resolve(), patched)
+        for step in steps:
+            with suppress(OSError):
+                take(world, *step)
+            known = world.watches
+            above = {each for place in known._held for each in watches._above(place)}
+            assert above <= set(known._directories) == set(known._by_number.values())
+            for place, each in known._directories.items():
+                assert each.entries <= set(known._held)
+                assert all(place == entry or place in watches._above(entry) for entry in each.entries)
+            for owner in known._owners.values():
+                assert owner.places <= set(known._held)
+        world.release_all()
+        os.close(next(iter(world.watches._shares.values())).fd)
+        if world.watches._inotify is not None:
+            world.watches._inotify.close()
+        assert set(os.listdir("/proc/self/fd")) == before
+
+
+def take(world: _World, kind: str, *arguments: Any) -> None:
+    """A step of processes 1 to 3, of the sandbox or the host, or of time."""
+    path = world.share / str(arguments[0]) if arguments else world.share
+    match kind:
+        case "ask":
+            world.ask(arguments[0], process=arguments[1])
+        case "end" if arguments[0] in world.watches._owners:
+            world.watches._ended(world.watches._owners[arguments[0]])
+        case "mkdir":
+            path.mkdir()
+        case "touch":
+            path.touch()
+        case "remove" if arguments[0]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        case "move" if arguments[0]:
+            path.rename(world.share / arguments[1])
+        case "changed":
+            world.changed(arguments[0], "a", "b", "")
+        case "unwatched":
+            world.watches.unwatched("project", arguments[0].encode())
+        case "look":
+            world.loop.time_passes()
