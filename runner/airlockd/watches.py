@@ -273,10 +273,9 @@ class Watches:
         self._inotify.read()
         touched = []
         for name in names:
-            directory = self._directories.get(place)
-            if directory is None:
-                break
-            self._check(directory, (place[0], path + b"/" + name if path and name else path + name))
+            entry = place[0], path + b"/" + name if path and name else path + name
+            if entry in self._held or entry in self._directories:
+                self._check(self._directories.get(place), entry)
             directory = self._directories.get(place)
             if directory is None:
                 break
